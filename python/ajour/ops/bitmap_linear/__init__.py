@@ -1,0 +1,1 @@
+"""bitmap_linear: y = activation(x @ w.T + bias) + residual, w a BitmapMatrix."""

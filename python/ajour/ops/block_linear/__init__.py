@@ -1,0 +1,1 @@
+"""block_linear: y = activation(x @ w.T + bias) + residual, w a BlockMatrix."""

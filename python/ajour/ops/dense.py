@@ -1,0 +1,77 @@
+"""Dense kernels, a part of every op's table: a layer may be sparse for few rows and dense for many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, linear, relu, silu
+
+from ajour.formats.matrix import SparseMatrix
+from ajour.terms.kernel import Kernel
+from ajour.terms.pattern import Pattern
+from ajour.terms.problem import Problem
+from ajour.terms.row_table import RowEntry
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_tanh": lambda y: gelu(y, approximate="tanh"),
+    "silu": silu,
+}
+# (attribute, algorithm) of torch.ops.mkldnn._linear_pointwise
+_ONEDNN = {
+    "none": ("none", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "silu": ("swish", ""),
+}
+
+
+def apply_activation(y: Tensor, activation: str) -> Tensor:
+    """activation(y) as torch computes it."""
+    return _ACTIVATIONS[activation](y)
+
+
+def _run_aten(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    y = _ACTIVATIONS[activation](linear(x, packed[0], bias))
+    return y if residual is None else y + residual
+
+
+def _run_onednn(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    attribute, algorithm = _ONEDNN[activation]
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed[0], bias, attribute, [], algorithm)
+    return y if residual is None else y + residual
+
+
+def _why_not_onednn(problem: Problem) -> str | None:
+    if problem.device != "cpu":
+        return f"oneDNN runs on the CPU, this layer is on {problem.device}"
+    if problem.dtype not in ("float32", "bfloat16"):
+        return f"oneDNN takes float32 and bfloat16, this layer is {problem.dtype}"
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    return None
+
+
+def dense_kernels(matrix: type[SparseMatrix]) -> tuple[Kernel, Kernel]:
+    """`aten` (torch's own linear) and `onednn`, for matrices of that format; both read one dense weight [n, k]."""
+
+    def prepack(held: SparseMatrix, config: str) -> list[Tensor]:
+        return [held.to_dense()]
+
+    def unpack(packed: Sequence[Any], pattern: Pattern, shape: tuple[int, int]) -> SparseMatrix:
+        return matrix.from_dense(packed[0], pattern)
+
+    return (
+        Kernel("onednn", "dense", _why_not_onednn, prepack, unpack, _run_onednn),
+        Kernel("aten", "dense", lambda problem: None, prepack, unpack, _run_aten),
+    )

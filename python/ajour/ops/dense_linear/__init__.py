@@ -1,0 +1,1 @@
+"""dense_linear: y = activation(x @ w.T + bias) + residual, w a DenseMatrix."""

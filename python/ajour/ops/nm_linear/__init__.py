@@ -1,0 +1,1 @@
+"""nm_linear: y = activation(x @ w.T + bias) + residual, w a NMMatrix."""

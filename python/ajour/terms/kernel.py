@@ -1,0 +1,38 @@
+"""A kernel: how an op is computed, fast, on one kind of device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ajour.terms.problem import Problem
+
+
+def no_configs(problem: Problem) -> tuple[str, ...]:
+    """A kernel without choices has one configuration, the empty one."""
+    return ("",)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One row of an op's KERNELS table.
+
+    name:      how it is named in plans ("cpu", "triton", ...).
+    packing:   the name of the packed order that it reads; kernels of one op that name the same order share its tensors.
+    why_not:   None if the kernel takes the problem, else the reason in one sentence.
+    prepack:   (matrix, config) -> the tensors that `run` reads, on the matrix' device.
+    unpack:    (tensors, pattern, shape) -> the matrix; the bit-exact inverse of prepack, whatever the config.
+    run:       (x: [m, k], packed, bias, residual, activation, entry) -> y: [m, n], freshly allocated. m >= 1, x may be
+               strided; dtypes, shapes and devices have been checked. `entry` is a RowEntry (n, k, pattern, config).
+    configs:   every configuration worth timing, each a short string that `run` and `prepack` understand; the planner
+               times them and writes the winner into the plan.
+    """
+
+    name: str
+    packing: str
+    why_not: Callable[[Problem], str | None]
+    prepack: Callable[[Any, str], list[Any]]
+    unpack: Callable[[Sequence[Any], Any, tuple[int, int]], Any]
+    run: Callable[..., Any]
+    configs: Callable[[Problem], tuple[str, ...]] = no_configs
