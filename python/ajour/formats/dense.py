@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from ajour.formats.matrix import DTYPES, SparseMatrix
-from ajour.terms.errors import FormatError, PatternError
+from ajour.formats.matrix import Sizes, SparseMatrix
 from ajour.terms.pattern import Dense, Pattern
 
 
 class DenseMatrix(SparseMatrix):
-    """weight: [n, k]."""
+    """weight: [n, k], every bit as it was, -0.0 included."""
 
     NAMES = ("weight",)
+    HOLDS = Dense
 
     @classmethod
     def from_dense(cls, w: Tensor, pattern: Pattern = Dense()) -> DenseMatrix:  # noqa: B008
-        if not isinstance(pattern, Dense) or w.dim() != 2 or w.dtype not in DTYPES:
-            raise PatternError(f"DenseMatrix holds a 2-D weight as dense, found {tuple(w.shape)} {w.dtype} as {pattern}")
+        cls._check_weight(w, pattern)
         return cls({"weight": w}, pattern, (w.shape[0], w.shape[1]))
 
     def to_dense(self) -> Tensor:
         return self.values.clone()
 
     def validate(self) -> None:
-        if tuple(self.values.shape) != self.shape:
-            raise FormatError(f"weight: expected shape {self.shape}, found {tuple(self.values.shape)}")
+        self._check_sizes(self._tensors, self.pattern, self.shape)
+
+    @classmethod
+    def _sizes(cls, tensors: Mapping[str, Tensor], pattern: Pattern, shape: tuple[int, int]) -> Sizes:
+        return {"weight": (None, (shape[0], shape[1]))}

@@ -1,4 +1,7 @@
-"""Dense kernels, a part of every op's table: a layer may be sparse for few rows and dense for many."""
+"""Dense kernels, a part of every op's table: a layer may be sparse for few rows and dense for many.
+
+They multiply the zeros too, so Inf and NaN of x reach every output of their row, as in the unconverted layer.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,24 @@ _ONEDNN = {
 def apply_activation(y: Tensor, activation: str) -> Tensor:
     """activation(y) as torch computes it."""
     return _ACTIVATIONS[activation](y)
+
+
+def masked_linear(
+    x: Tensor, w: Tensor, stored: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> Tensor:
+    """activation(x @ w.T + bias) + residual over the stored: bool [n, k] places of w alone; x: [m, k], y: [m, n].
+
+    A zero in a dense product would turn Inf and NaN of x into NaN, so the rows of x that hold one are summed product by
+    product, over stored places.
+    """
+    y = linear(x, w, bias)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for row in (~torch.isfinite(x)).any(1).nonzero().flatten().tolist():
+        products = torch.where(stored, x[row].to(wide) * w.to(wide), 0.0)
+        total = products.sum(1) if bias is None else products.sum(1) + bias
+        y[row] = total.to(x.dtype)
+    y = _ACTIVATIONS[activation](y)
+    return y if residual is None else y + residual
 
 
 def _run_aten(

@@ -28,9 +28,7 @@ def problem_of(matrix: SparseMatrix, m: int, activation: str = "none") -> Proble
     capability = torch.cuda.get_device_capability(matrix.device) if device == "cuda" else None
     n, k = matrix.shape
     dtype = str(matrix.dtype).removeprefix("torch.")
-    return Problem(
-        op_of(matrix).name, matrix.pattern, m, n, k, dtype, device, capability, matrix.density, activation
-    )
+    return Problem(op_of(matrix).name, matrix.pattern, m, n, k, dtype, device, capability, matrix.density, activation)
 
 
 def linear(

@@ -1,4 +1,4 @@
-"""Gradients: which op or formula is whose gradient, outside the ops, used only where a gradient is needed."""
+"""Gradients: which formula is whose gradient, outside the ops, used only where a gradient is needed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ajour.formats.matrix import SparseMatrix
 from ajour.ops.bitmap_linear import reference as bitmap_reference
 from ajour.ops.block_linear import reference as block_reference
 from ajour.ops.dense import apply_activation
 from ajour.ops.library import LinearOp
 from ajour.ops.nm_linear import reference as nm_reference
-from ajour.ops.prepare import restore
-from ajour.terms.row_table import parse_row_table
+from ajour.terms.errors import KernelError
+from ajour.terms.row_table import RowEntry, RowTable, parse_row_table
 
 # op -> (canonical tensors, pattern, shape) -> dense weight, differentiable in the first tensor
 EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = {
@@ -24,10 +23,31 @@ EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = 
     "bitmap_linear": bitmap_reference.expand,
     "dense_linear": lambda tensors, pattern, shape: tensors[0],
 }
+# op -> (gradient of the dense weight, canonical tensors, pattern) -> gradient of the first tensor
+COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
+    "nm_linear": nm_reference.collect,
+    "block_linear": block_reference.collect,
+    "bitmap_linear": bitmap_reference.collect,
+    "dense_linear": lambda dw, tensors, pattern: dw,
+}
+# packings that hold the values in the order of EXPAND and COLLECT
+_TRAINABLE = {"dense_linear": "dense"}
+
+
+def _table(kernels: str) -> RowTable:
+    """The parsed table, which torch.compile takes as it is instead of tracing the parser."""
+    return parse_row_table(kernels)
+
+
+# what torch.compiler.assume_constant_result does, without importing torch._dynamo (1.5 s)
+_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Linear(torch.autograd.Function):
-    """y = x @ w.T + bias, with dx = dy @ w, dbias = the sum of dy and dvalues = dy.T @ x at the kept places."""
+    """y = x @ w.T + bias, with dx = dy @ w, dbias = the sum of dy and dvalues = dy.T @ x at the stored places.
+
+    A skipped place has weight zero in dx as well, so dx is that of the dense layer, Inf and NaN in dy included.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -40,26 +60,49 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *packed = ctx.saved_tensors
-        table = parse_row_table(ctx.kernels)
-        needs_x, needs_bias, needs_values = ctx.needs_input_grad[2], ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:])
+        _, _, needs_x, needs_bias, *needs_packed = ctx.needs_input_grad
+        table = _table(ctx.kernels)
+        entry = _trainable(ctx.op, table)
         dx = dbias = None
         dpacked: list[Tensor | None] = [None] * len(packed)
-        canonical = packed
-        if table.entries[0].kernel != "reference":
-            if needs_values:
-                raise RuntimeError("values can only be trained in their canonical form, through the reference kernel")
-            canonical = list(restore(ctx.op, packed, ctx.kernels).tensors().values())
-        with torch.enable_grad():
-            values = canonical[0].detach().requires_grad_(needs_values)
-            w = EXPAND[ctx.op.name]([values, *canonical[1:]], table.pattern, (table.n, table.k))
-        if needs_x:
-            dx = dy @ w.detach()
+        dy = dy.to(packed[0].dtype)  # autocast may have rounded y
         rows = dy.reshape(-1, table.n)
+        if needs_x:
+            dx = (dy @ _weight(ctx.op, packed, ctx.kernels, entry)).to(x.dtype)
         if needs_bias:
             dbias = rows.sum(0)
-        if needs_values:
-            (dpacked[0],) = torch.autograd.grad(w, values, rows.T @ x.reshape(-1, table.k))
+        if any(needs_packed):
+            assert entry is not None
+            dw = rows.T @ x.reshape(-1, table.k).to(dy.dtype)
+            dpacked[entry.start] = COLLECT[ctx.op.name](dw, packed[entry.start : entry.stop], table.pattern)
         return None, None, dx, dbias, *dpacked
+
+
+def _trainable(op: LinearOp, table: RowTable) -> RowEntry | None:
+    """The entry that reads the canonical form, if there is one."""
+    packing = _TRAINABLE.get(op.name, "canonical")
+    return next((entry for entry in table.entries if op.kernel(entry.kernel).packing == packing), None)
+
+
+def _weight(op: LinearOp, packed: list[Tensor], kernels: str, entry: RowEntry | None) -> Tensor:
+    """The dense weight: differentiable in the values where they are in canonical form."""
+    table = _table(kernels)
+    if entry is not None:
+        return EXPAND[op.name](packed[entry.start : entry.stop], table.pattern, (table.n, table.k))
+    for other in table.entries:
+        if op.kernel(other.kernel).packing == "dense":
+            return packed[other.start]
+    return op.weight(packed, kernels)
+
+
+def _check_trainable(op: LinearOp, packed: list[Tensor], kernels: str) -> None:
+    entry = _trainable(op, _table(kernels))
+    for place, tensor in enumerate(packed):
+        if tensor.requires_grad and (entry is None or place != entry.start):
+            raise KernelError(
+                f"{op.name}: packed tensor {place} requires a gradient, but only values in their canonical form can be "
+                f"trained, through a kernel that reads it (reference does); the row table is {kernels!r}"
+            )
 
 
 def linear(
@@ -71,13 +114,21 @@ def linear(
     activation: str = "none",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The op with gradients for x, bias, residual and (in canonical form) values; the bare op where none is needed."""
-    if not torch.is_grad_enabled() or not (
-        x.requires_grad
+    """The op with gradients for x, bias, residual and (in canonical form) values; the bare op where none is needed.
+
+    Raises KernelError as the op does, and for values that require a gradient in a form that can't be trained.
+    """
+    if not torch.is_grad_enabled():
+        return op.call(x, packed, bias, kernels, activation, residual)
+    trained = any(tensor.requires_grad for tensor in packed)
+    if not (
+        trained
+        or x.requires_grad
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
-        or packed[0].requires_grad
     ):
         return op.call(x, packed, bias, kernels, activation, residual)
+    if trained:
+        _check_trainable(op, packed, kernels)
     y: Tensor = apply_activation(_Linear.apply(op, kernels, x, bias, *packed), activation)
-    return y if residual is None else y + residual
+    return y if residual is None else y + residual.to(y.dtype)

@@ -12,16 +12,21 @@ from ajour.terms.row_table import make_row_table, parse_row_table
 
 Choice = tuple[int | None, str, str]  # largest number of rows or None, kernel, config
 
+_CONFIG_FREE = ("canonical", "dense")  # packed orders that no config changes
+
 
 def prepare(op: LinearOp, matrix: SparseMatrix, choices: Sequence[Choice]) -> tuple[list[Tensor], str]:
-    """The packed tensors and the row table that serve `choices`; kernels that read one packed order share it."""
+    """The packed tensors and the row table that serve `choices`; kernels that read one packed order share it.
+
+    Raises KernelError for an unknown kernel, PlanError unless the limits rise and end with None.
+    """
     n, k = matrix.shape
     packed: list[Tensor] = []
     spans: dict[tuple[str, str], tuple[int, int]] = {}
     entries = []
     for limit, name, config in choices:
         kernel = op.kernel(name)
-        key = (kernel.packing, config)
+        key = (kernel.packing, "" if kernel.packing in _CONFIG_FREE else config)
         if key not in spans:
             tensors = kernel.prepack(matrix, config)
             spans[key] = (len(packed), len(packed) + len(tensors))
@@ -35,5 +40,6 @@ def restore(op: LinearOp, packed: Sequence[Tensor], kernels: str) -> SparseMatri
     """The matrix that `prepare` was given, bit for bit, from the first entry's packed tensors."""
     table = parse_row_table(kernels)
     entry = table.entries[0]
-    matrix: SparseMatrix = op.kernel(entry.kernel).unpack(packed[entry.start : entry.stop], table.pattern, (table.n, table.k))
+    tensors = packed[entry.start : entry.stop]
+    matrix: SparseMatrix = op.kernel(entry.kernel).unpack(tensors, table.pattern, (table.n, table.k))
     return matrix

@@ -33,3 +33,7 @@ class FileError(AjourError):
 
 class VerificationError(AjourError):
     """A converted model does not do what its plan says."""
+
+
+class MachineError(AjourError):
+    """This machine lacks something: a package, a compiler, a driver."""

@@ -28,7 +28,7 @@ class NM:
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep < self.group <= 32:
-            raise ValueError(f"an N:M pattern needs 1 <= keep < group <= 32, found keep={self.keep}, group={self.group}")
+            raise ValueError(f"an N:M pattern needs 1 <= keep < group <= 32, found {self.keep}:{self.group}")
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.group}"
@@ -46,7 +46,7 @@ class Block:
 
     def __post_init__(self) -> None:
         if not (1 <= self.rows <= 256 and 1 <= self.cols <= 256) or self.rows * self.cols == 1:
-            raise ValueError(f"a block needs rows and cols in 1..256 and more than one element, found {self.rows}x{self.cols}")
+            raise ValueError(f"a block needs sides in 1..256 and more than one element, found {self.rows}x{self.cols}")
 
     def __str__(self) -> str:
         return f"block {self.rows}x{self.cols}"

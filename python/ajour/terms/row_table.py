@@ -10,7 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 
 from ajour.terms.errors import PlanError
 from ajour.terms.pattern import Pattern, parse_pattern
@@ -43,6 +44,7 @@ class RowTable:
     pattern: Pattern
     entries: tuple[RowEntry, ...]
     limits: tuple[int, ...]
+    needs: int  # packed tensors that the entries read
 
     def at(self, m: int) -> RowEntry:
         """The entry that serves m rows of x."""
@@ -59,18 +61,23 @@ class RowTable:
 def make_row_table(
     n: int, k: int, dtype: str, pattern: Pattern, entries: Sequence[tuple[int | None, str, int, int, str]]
 ) -> RowTable:
-    """Builds a table from (limit, kernel, start, stop, config) rows; raises PlanError unless the limits rise to None."""
+    """Builds a table from (limit, kernel, start, stop, config) rows; raises PlanError unless limits rise to None."""
+    if n < 0 or k < 0 or any(not 0 <= start < stop for _, _, start, stop, _ in entries):
+        raise PlanError(f"a row table needs sizes of at least 0 and spans that are not empty, found {n}x{k}, {entries}")
+    for _, kernel, _, _, config in entries:
+        if not kernel or " " in kernel or "|" in kernel + config or config != config.strip():
+            raise PlanError(f"a row table can't be written with kernel {kernel!r} and configuration {config!r}")
     limits = [_NO_LIMIT if e[0] is None else e[0] for e in entries]
-    if not entries or limits[-1] != _NO_LIMIT or any(a >= b for a, b in zip(limits, limits[1:], strict=False)):
+    if not limits or limits[0] < 1 or limits[-1] != _NO_LIMIT or any(a >= b for a, b in pairwise(limits)):
         raise PlanError(f"a row table's limits must rise and end without one, found {[e[0] for e in entries]}")
     rows = tuple(
         RowEntry(kernel, start, stop, config, limit, n, k, dtype, pattern)
         for limit, kernel, start, stop, config in entries
     )
-    return RowTable(n, k, dtype, pattern, rows, tuple(limits))
+    return RowTable(n, k, dtype, pattern, rows, tuple(limits), max(row.stop for row in rows))
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_row_table(text: str) -> RowTable:
     """The inverse of `str(table)`, remembered; raises PlanError for a malformed text."""
     try:
@@ -82,6 +89,9 @@ def parse_row_table(text: str) -> RowTable:
             limit, kernel, span, *config = part.split(" ", 3)
             start, stop = (int(side) for side in span.split(":"))
             entries.append((None if limit == "*" else int(limit), kernel, start, stop, config[0] if config else ""))
-        return make_row_table(n, k, dtype, parse_pattern(pattern), entries)
+        table = make_row_table(n, k, dtype, parse_pattern(pattern), entries)
     except ValueError as error:
         raise PlanError(f"{text!r} is no row table: {error}") from None
+    if str(table) != text:
+        raise PlanError(f"{text!r} is no row table as ajour writes them; expected {str(table)!r}")
+    return table

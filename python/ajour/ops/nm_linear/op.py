@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from ajour.formats.nm import NMMatrix
 from ajour.ops.dense import dense_kernels
-from ajour.ops.nm_linear import reference
 from ajour.ops.library import define_linear
+from ajour.ops.nm_linear import native_kernel, reference
+from ajour.ops.triton_door import triton_kernel
 
-KERNELS = (*dense_kernels(NMMatrix), reference.KERNEL)
+KERNELS = (
+    native_kernel.KERNEL,
+    native_kernel.EXPANDED,
+    triton_kernel("ajour.ops.nm_linear.triton_kernel", reference.KERNEL),
+    *dense_kernels(NMMatrix),
+    reference.KERNEL,
+)
 
 OP = define_linear("nm_linear", NMMatrix, KERNELS)

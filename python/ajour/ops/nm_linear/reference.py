@@ -6,35 +6,45 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ajour.formats.nm import NMMatrix
-from ajour.ops.dense import apply_activation
+from ajour.ops.dense import masked_linear
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import NM, Pattern
 from ajour.terms.row_table import RowEntry
 
 
+def places(packed: Sequence[Tensor], pattern: NM) -> Tensor:
+    """The column, in k padded to whole groups, of each stored value: int64 [n, groups * keep]."""
+    values, positions = packed
+    n, kept = values.shape
+    bits = (pattern.group - 1).bit_length()
+    each = torch.arange(kept * bits, device=values.device)
+    stream = (positions[:, each // 8].long() >> (each % 8)) & 1
+    within = (stream.view(n, kept, bits) << torch.arange(bits, device=values.device)).sum(-1)
+    return within + torch.arange(kept, device=values.device) // pattern.keep * pattern.group
+
+
 def expand(packed: Sequence[Tensor], pattern: NM, shape: tuple[int, int]) -> Tensor:
     """w: [n, k] from values and positions, differentiable in the values."""
-    values, positions = packed
     n, k = shape
-    bits, groups = (pattern.group - 1).bit_length(), -(-k // pattern.group)
-    each = torch.arange(groups * pattern.keep * bits, device=values.device)
-    stream = (positions[:, each // 8].long() >> (each % 8)) & 1
-    weights = 2 ** torch.arange(bits, device=values.device)
-    place = (stream.view(n, groups * pattern.keep, bits) * weights).sum(-1)
-    place = place + (torch.arange(groups * pattern.keep, device=values.device) // pattern.keep) * pattern.group
-    dense = values.new_zeros(n, groups * pattern.group).scatter(1, place, values)
-    return dense[:, :k]
+    dense = packed[0].new_zeros(n, -(-k // pattern.group) * pattern.group)
+    return dense.scatter(1, places(packed, pattern), packed[0])[:, :k]
+
+
+def collect(dw: Tensor, packed: Sequence[Tensor], pattern: NM) -> Tensor:
+    """The gradient of the values from dw: [n, k], the gradient of the dense weight; zero where a group overhangs k."""
+    return pad(dw, (0, -dw.shape[1] % pattern.group)).gather(1, places(packed, pattern))
 
 
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
     assert isinstance(entry.pattern, NM)
-    w = expand(packed, entry.pattern, (entry.n, entry.k))
-    y = apply_activation(torch.nn.functional.linear(x, w, bias), activation)
-    return y if residual is None else y + residual
+    shape = (entry.n, entry.k)
+    stored = expand([torch.ones_like(packed[0]), *packed[1:]], entry.pattern, shape) != 0
+    return masked_linear(x, expand(packed, entry.pattern, shape), stored, bias, residual, activation)
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> NMMatrix:

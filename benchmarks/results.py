@@ -1,0 +1,72 @@
+"""Result files: one shape for every suite, so that any two can be compared."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ajour.planning.device import this_device
+
+ROOT = Path(__file__).resolve().parent
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """What a reader must know of the machine; what the device does not have is null."""
+    here, cpu = this_device(device), this_device("cpu")
+    card = _card() if device.type == "cuda" else {}
+    return {
+        "name": here.name,
+        "sm": here.level if device.type == "cuda" else None,
+        "power_limit": card.get("power.limit"),
+        "clocks": card.get("clocks.max.sm"),
+        "driver": card.get("driver_version"),
+        "torch": torch.__version__,
+        "triton": metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        "cuda": torch.version.cuda,
+        "cpu": f"{cpu.name} ({cpu.level})",
+    }
+
+
+def _card() -> dict[str, str]:
+    fields = ("power.limit", "clocks.max.sm", "driver_version")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(zip(fields, (each.strip() for each in out.splitlines()[0].split(",")), strict=True))
+
+
+def commit() -> str:
+    """The checkout's commit, marked where files differ from it; "unknown" outside of one."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    sha = git("rev-parse", "HEAD")
+    return "unknown" if sha is None else sha + ("-dirty" if git("status", "--porcelain", "--", "..") else "")
+
+
+def write(path: Path, device: torch.device, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes {"device", "commit", "date", "rows"}; a run that is cut off leaves what it has, never half a file."""
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    result = {"device": device_facts(device), "commit": commit(), "date": date, "rows": list(rows)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def place(suite: str, device: torch.device) -> Path:
+    """Where the committed result of a suite on this kind of device lies: benchmarks/results/<device>/<suite>.json."""
+    here = this_device(device)
+    return (
+        ROOT / "results" / re.sub(r"[^a-z0-9]+", "-", f"{here.name} {here.level}".lower()).strip("-") / f"{suite}.json"
+    )

@@ -1,0 +1,425 @@
+// Three regimes by rows of x: few rows stream the weight once and read x where it lies; more pack x for all threads, which
+// share the panels by stored columns; many give each thread its own tokens, packed in pieces that stay in its L2 cache.
+#include "cpu/block_linear.h"
+
+#include "cpu/block_tiles.h"
+#include "memory/parallel.h"
+#include "memory/scratch.h"
+
+namespace ajour::cpu::AJOUR_ISA {
+namespace {
+
+constexpr int64_t kFewTokens = 8;
+constexpr int64_t kPackedBytes = 400 << 10;  // of x; leaves the rest of 1 MiB of L2 to the weight that streams by
+constexpr int kGroupRows = 16;               // rows of y that are finished together: a cache line of floats
+constexpr int64_t kWorthThreads = 1 << 19;   // multiplications below which a second thread does not pay
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kMostRows = 8;  // 24 sums of 32 registers
+#else
+constexpr int kMostRows = 4;  // 12 of 16
+#endif
+#if defined(__AVX512F__)
+constexpr int kTokens = 12;
+#elif defined(__AVX2__)
+constexpr int kTokens = 6;
+#elif defined(__ARM_NEON)
+constexpr int kTokens = 8;
+#else
+constexpr int kTokens = 4;
+#endif
+constexpr int kThird = kTokens >= 6 ? kTokens / 3 : 1;  // narrower last tiles: a third, or two
+constexpr int kPanelVecs = 2;  // vectors of rows that share each broadcast of x
+
+// Vectors of tokens in a tile against `rows` rows, an even number where columns come in loose pairs. Six for four rows
+// would fit the registers, but a wider tile of x stays less in the L1 cache: 141 for 150 GFLOP/s (Zen 5, 4x1 blocks).
+constexpr int most_vecs(int rows, bool loose) { return rows == kMostRows ? (loose ? 2 : 3) : 4; }
+
+AJOUR_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+AJOUR_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+AJOUR_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+AJOUR_INLINE int64_t in_lines(int64_t words) { return divide_up(words, 16) * 16; }  // of 64 bytes
+
+// Tokens [first, first + count) cut into tiles: all `width` wide but the last, which is `last` wide.
+struct Tiles {
+  int64_t first, count, number;
+  int width, last;
+  int64_t stride;  // words from one packed tile to the next
+
+  int width_of(int64_t tile) const { return tile == number - 1 ? last : width; }
+  int tokens_in(int64_t tile) const { return int(min64(width, count - tile * width)); }
+};
+
+// Stored is the type of weight, x and y; Form says how a word of packed x and weight is multiplied. Where Stored is not
+// what Form multiplies, panels are turned into floats first (kConverts).
+template <class Stored, class Form, bool kLoose = false>
+class Product {
+ public:
+  explicit Product(const BlockLinear& call)
+      : call_(call),
+        w_(call.weight),
+        x_(static_cast<const Stored*>(call.x)),
+        to_{{static_cast<const Stored*>(call.bias), static_cast<const Stored*>(call.residual), call.weight.n,
+             call.activation},
+            static_cast<Stored*>(call.y),
+            call.weight.n} {
+    const int64_t columns = w_.loose ? w_.k + 1 : divide_up(w_.k, w_.cols) * w_.cols;
+    words_ = divide_up(columns, kLoose ? 2 : Form::kColumns);
+    const int most = most_vecs(w_.panel_rows < kMostRows ? w_.panel_rows : kMostRows, kLoose);
+    const int64_t fitting = kPackedBytes / (words_ * kLanes * 4);
+    vecs_ = kLoose ? int(min64(most, max64(2, fitting / 2 * 2))) : int(min64(most, max64(2, fitting)));
+    group_ = kRowsInLanes() ? 1 : max64(1, kGroupRows / w_.panel_rows);
+    groups_ = divide_up(w_.all_panels(), group_);
+    if (kConverts) {
+      for (int64_t i = 0; i < w_.block_rows(); i++) longest_ = max64(longest_, w_.columns(i));
+      longest_ *= group_ * w_.panel_rows;
+    }
+  }
+
+  void run() {
+    const int64_t stored = w_.values();
+    const int64_t threads = stored * max64(call_.m, 8) < kWorthThreads ? 1 : thread_count();
+    if (call_.m <= kFewTokens && !kLoose && w_.panel_rows % kLanes == 0) {
+      few_tokens(threads);
+    } else if (threads > 1 && !splits_evenly(threads)) {
+      share_panels(threads);
+    } else {
+      share_tokens(threads);
+    }
+    if (out_of_memory_) refuse_memory();
+  }
+
+ private:
+  static constexpr bool kConverts = sizeof(Stored) == 2 && Form::kColumns == 1 && !kLoose;
+  static constexpr int kStep = kLoose ? 2 * kLanes : kLanes;  // tokens in lanes: a tile's width is a multiple
+
+  bool kRowsInLanes() const { return !kLoose && w_.panel_rows == 32; }
+
+  // ---- work ----
+
+  // Panels before group `group`, weighed by what they cost: stored columns, and one tile to write.
+  int64_t cost_before(int64_t group) const {
+    const int64_t panel = min64(group * group_, w_.all_panels()), row = panel / w_.panels;
+    if (row == w_.block_rows()) return w_.columns_before(row) * w_.panels + 16 * panel;
+    return w_.columns_before(row) * w_.panels + w_.columns(row) * (panel % w_.panels) + 16 * panel;
+  }
+
+  int64_t group_at(int64_t cost) const {  // the first group that begins at `cost` or later
+    int64_t low = 0, high = groups_;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (cost_before(middle) < cost) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  // Runs body(first group, last group) on shares of equal cost.
+  template <class Body>
+  void over_groups(int64_t threads, const Body& body) {
+    const int64_t cost = cost_before(groups_);
+    parallel_for(0, cost, divide_up(cost, threads), [&](int64_t first, int64_t last) {
+      body(group_at(first), last == cost ? groups_ : group_at(last));
+    });
+  }
+
+  // Whether equal shares of tokens keep the threads within a tenth of each other.
+  bool splits_evenly(int64_t threads) const {
+    const int64_t step = kRowsInLanes() ? 4 : kStep, share = divide_up(divide_up(call_.m, step), threads) * step;
+    return call_.m >= 96 && share * threads * 9 <= call_.m * 10;
+  }
+
+  // ---- x ----
+
+  Tiles tiles(int64_t first, int64_t count) const {
+    Tiles t{first, count, 0, 0, 0, 0};
+    t.width = kRowsInLanes() ? kTokens : vecs_ * kLanes;
+    t.number = divide_up(count, t.width);
+    const int left = int(count - (t.number - 1) * t.width);
+    if (kRowsInLanes()) {
+      t.last = left <= kThird ? kThird : left <= 2 * kThird ? 2 * kThird : kTokens;
+    } else {
+      t.last = int(divide_up(left, kStep) * kStep);
+    }
+    t.stride = in_lines(words_ * t.width + kLanes);
+    return t;
+  }
+
+  // Tokens whose packed form fits the budget: at least one tile.
+  int64_t tokens_at_once() const {
+    const Tiles one = tiles(0, 1);
+    return max64(1, kPackedBytes / (one.stride * 4)) * one.width;
+  }
+
+  void pack(const Tiles& t, int64_t tile, uint32_t* packed) const {
+    const int64_t first = t.first + tile * t.width, last = first + t.tokens_in(tile) - 1;
+    const int width = t.width_of(tile);
+    uint32_t* out = packed + tile * t.stride;
+    for (int g = 0; g < width; g += kStep) {
+      const Stored* rows[kStep];
+      for (int i = 0; i < kStep; i++) rows[i] = x_ + min64(first + g + i, last) * call_.x_stride;
+      if constexpr (kLoose) {
+        pack_loose_tokens(rows, w_.k, w_.k + 1, out + g / 2, width);
+      } else {
+        pack_tokens<Form>(rows, w_.k, words_, out + g, width);
+      }
+    }
+  }
+
+  // ---- the weight ----
+
+  struct Panel {
+    int64_t row, block_row;  // of y; of blocks
+    int index, rows;         // within the block row; inside the weight, 0 or less if it lies beyond
+  };
+
+  Panel panel(int64_t number) const {
+    Panel p{0, number / w_.panels, int(number % w_.panels), 0};
+    p.row = p.block_row * w_.rows + int64_t(p.index) * w_.panel_rows;
+    p.rows = int(min64(min64(w_.panel_rows, w_.rows - p.index * w_.panel_rows), w_.n - p.row));
+    return p;
+  }
+
+  Strip strip(const Panel& p, float* converted) const {
+    const Stored* values = static_cast<const Stored*>(call_.values) + w_.values_before(p.block_row, p.index);
+    const int64_t blocks = w_.offsets[p.block_row], count = w_.offsets[p.block_row + 1] - blocks;
+    const int64_t per_block = w_.cols / w_.unit;
+    Strip s{reinterpret_cast<const uint32_t*>(values), w_.starts + blocks * per_block, count * per_block,
+            kLoose ? 1 : w_.unit / Form::kColumns, w_.panel_rows, int32_t(w_.k)};
+    if (kConverts) {
+      convert(values, w_.columns(p.block_row), converted);
+      s.weights = reinterpret_cast<const uint32_t*>(converted);
+    }
+    return s;
+  }
+
+  // Pairs of columns [columns / 2][rows][2] to floats [columns][rows].
+  void convert(const Stored* values, int64_t columns, float* out) const {
+    const int rows = w_.panel_rows;
+    for (int64_t column = 0; column < columns; column += 2, values += 2 * rows, out += 2 * rows) {
+      for (int r = 0; r < rows; r += kLanes) {
+        const int count = int(min64(kLanes, rows - r));
+        const Words pairs = load(reinterpret_cast<const uint32_t*>(values) + r, count);
+        const Halves low = __builtin_convertvector(pairs & 0xffffu, Halves);
+        const Halves high = __builtin_convertvector(pairs >> 16, Halves);
+        store(out + r, widened(low), count);
+        store(out + rows + r, widened(high), count);
+      }
+    }
+  }
+  static Vec widened(Halves h) { return sizeof(Stored) == 2 && kIsBf16 ? from_bf16(h) : from_fp16(h); }
+  static constexpr bool kIsBf16 = __is_same(Stored, BFloat16);
+
+  // ---- products ----
+
+  template <int kWidth>
+  void rows_tile(const Strip& s, const Panel& p, const uint32_t* x, int64_t token, int tokens) const {
+    for (int row = 0; row < p.rows; row += kPanelVecs * kLanes) {
+      Vec sums[kPanelVecs][kWidth];
+      rows_in_lanes<Form, kPanelVecs, kWidth>(s, row, x, sums);
+      write_rows(sums, to_, token, tokens, p.row + row, p.rows - row);
+    }
+  }
+
+  void rows_group(int64_t group, const Tiles& t, const uint32_t* packed, float* converted) const {
+    const Panel p = panel(group);
+    if (p.rows <= 0) return;
+    const Strip s = strip(p, converted);
+    for (int64_t tile = 0; tile < t.number; tile++) {
+      const uint32_t* x = packed + tile * t.stride;
+      const int64_t token = t.first + tile * t.width;
+      const int width = t.width_of(tile), tokens = t.tokens_in(tile);
+      if (width == kTokens) {
+        rows_tile<kTokens>(s, p, x, token, tokens);
+      } else if (width == kThird) {
+        rows_tile<kThird>(s, p, x, token, tokens);
+      } else {
+        rows_tile<2 * kThird>(s, p, x, token, tokens);
+      }
+    }
+  }
+
+  template <int kRows, int kVecs>
+  void tokens_tile(const Strip& s, const uint32_t* x, int vecs, float* sums) const {
+    if constexpr (kVecs > (kLoose ? 2 : 1)) {
+      if (vecs < kVecs) return tokens_tile<kRows, kVecs - (kLoose ? 2 : 1)>(s, x, vecs, sums);
+    }
+    for (int row = 0; row < w_.panel_rows; row += kRows, sums += kRows * kVecs * kLanes) {
+      if constexpr (kLoose) {
+        loose_tokens_in_lanes<kRows, kVecs>(s, row, x, sums);
+      } else {
+        tokens_in_lanes<Form, kRows, kVecs>(s, row, x, sums);
+      }
+    }
+  }
+
+  void tokens_panel(const Strip& s, const uint32_t* x, int vecs, float* sums) const {
+    switch (w_.panel_rows) {
+      case 1:
+        return tokens_tile<1, most_vecs(1, kLoose)>(s, x, vecs, sums);
+      case 2:
+        return tokens_tile<2, most_vecs(2, kLoose)>(s, x, vecs, sums);
+      case 4:
+        return tokens_tile<4, most_vecs(4, kLoose)>(s, x, vecs, sums);
+      default:
+        return tokens_tile<kMostRows, most_vecs(kMostRows, kLoose)>(s, x, vecs, sums);
+    }
+  }
+
+  void tokens_group(int64_t group, const Tiles& t, const uint32_t* packed, float* converted) const {
+    alignas(64) float sums[(kGroupRows + 32) * most_vecs(1, kLoose) * kLanes];
+    const int64_t first = group * group_, last = min64(first + group_, w_.all_panels());
+    Strip strips[kGroupRows];
+    Panel panels[kGroupRows];
+    int number = 0;
+    for (int64_t i = first; i < last; i++) {
+      const Panel p = panel(i);
+      if (p.rows <= 0) continue;
+      panels[number] = p;
+      strips[number++] = strip(p, converted);
+      converted += w_.columns(p.block_row) * w_.panel_rows;
+    }
+    if (!number) return;
+    const int64_t row = panels[0].row, rows = panels[number - 1].row + panels[number - 1].rows - row;
+    for (int64_t tile = 0; tile < t.number; tile++) {
+      const int width = t.width_of(tile);
+      for (int i = 0; i < number; i++) {
+        tokens_panel(strips[i], packed + tile * t.stride, width / kLanes, sums + (panels[i].row - row) * width);
+      }
+      write_tokens(sums, width, to_, t.first + tile * t.width, t.tokens_in(tile), row, int(rows));
+    }
+  }
+
+  void sweep(int64_t first, int64_t last, const Tiles& t, const uint32_t* packed, float* converted) const {
+    for (int64_t group = first; group < last; group++) {
+      if (kRowsInLanes()) {
+        rows_group(group, t, packed, converted);
+      } else {
+        tokens_group(group, t, packed, converted);
+      }
+    }
+  }
+
+  // ---- regimes ----
+
+  void share_tokens(int64_t threads) {
+    const int64_t step = kRowsInLanes() ? 4 : kStep, steps = divide_up(call_.m, step), at_once = tokens_at_once();
+    parallel_for(0, steps, divide_up(steps, threads), [&](int64_t first_step, int64_t last_step) {
+      const int64_t first = first_step * step, last = min64(last_step * step, call_.m);
+      const int64_t words = tiles(0, min64(at_once, last - first)).number * tiles(0, 1).stride;
+      uint32_t* packed = static_cast<uint32_t*>(thread_scratch((words + in_lines(longest_)) * 4));
+      if (!packed) return void(out_of_memory_ = true);
+      for (int64_t token = first; token < last; token += at_once) {
+        const Tiles t = tiles(token, min64(at_once, last - token));
+        for (int64_t tile = 0; tile < t.number; tile++) pack(t, tile, packed);
+        sweep(0, groups_, t, packed, reinterpret_cast<float*>(packed + words));
+      }
+    });
+  }
+
+  void share_panels(int64_t threads) {
+    const int64_t at_once = tokens_at_once();
+    const int64_t words = tiles(0, min64(at_once, call_.m)).number * tiles(0, 1).stride;
+    uint32_t* packed = static_cast<uint32_t*>(call_scratch(words * 4));
+    if (!packed) return void(out_of_memory_ = true);
+    for (int64_t token = 0; token < call_.m; token += at_once) {
+      const Tiles t = tiles(token, min64(at_once, call_.m - token));
+      parallel_for(0, t.number, divide_up(t.number, threads), [&](int64_t first, int64_t last) {
+        for (int64_t tile = first; tile < last; tile++) pack(t, tile, packed);
+      });
+      over_groups(threads, [&](int64_t first, int64_t last) {
+        float* converted = kConverts ? static_cast<float*>(thread_scratch(in_lines(longest_) * 4)) : nullptr;
+        if (kConverts && !converted) return void(out_of_memory_ = true);
+        sweep(first, last, t, packed, converted);
+      });
+    }
+  }
+
+  template <int kWidth>
+  void few_tokens_panel(const Strip& s, const Panel& p, const WordAnywhere* const* rows) const {
+    constexpr int kVecs = 2;
+    const WordAnywhere* x[kWidth];
+    for (int t = 0; t < kWidth; t++) x[t] = rows[t];
+    int row = 0;
+    for (; row + kLanes < p.rows; row += kVecs * kLanes) {
+      Vec sums[kVecs][kWidth];
+      rows_in_lanes_direct<Form, kVecs, kWidth, kWidth == 1 ? 4 : kWidth == 8 ? 1 : 2>(s, row, x, sums);
+      write_rows(sums, to_, 0, int(call_.m), p.row + row, p.rows - row);
+    }
+    if (row < p.rows) {
+      Vec sums[1][kWidth];
+      rows_in_lanes_direct<Form, 1, kWidth, kWidth == 1 ? 8 : kWidth == 8 ? 2 : 4>(s, row, x, sums);
+      write_rows(sums, to_, 0, int(call_.m), p.row + row, p.rows - row);
+    }
+  }
+
+  // Rows of words, in x itself where a row holds every column that the kernels read, else in a padded copy.
+  bool few_rows(const WordAnywhere* (&rows)[kFewTokens]) {
+    const bool in_place = !kConverts && w_.k % w_.cols == 0;
+    const int64_t stride = in_lines(words_ + kLanes);
+    uint32_t* copy = in_place ? nullptr : static_cast<uint32_t*>(call_scratch(call_.m * stride * 4));
+    if (!in_place && !copy) return false;
+    for (int64_t t = 0; t < kFewTokens; t++) {
+      const int64_t token = min64(t, call_.m - 1);
+      const Stored* row = x_ + token * call_.x_stride;
+      rows[t] = in_place ? reinterpret_cast<const WordAnywhere*>(row) : copy + token * stride;
+      if (in_place || t >= call_.m) continue;
+      for (int64_t word = 0; word < words_; word += kLanes) store(copy + token * stride + word, Form::read(row, word, w_.k));
+    }
+    return true;
+  }
+
+  void few_tokens(int64_t threads) {
+    const WordAnywhere* rows[kFewTokens];
+    if (!few_rows(rows)) return void(out_of_memory_ = true);
+    over_groups(threads, [&](int64_t first, int64_t last) {
+      float* converted = kConverts ? static_cast<float*>(thread_scratch(in_lines(longest_) * 4)) : nullptr;
+      if (kConverts && !converted) return void(out_of_memory_ = true);
+      for (int64_t i = first * group_; i < min64(last * group_, w_.all_panels()); i++) {
+        const Panel p = panel(i);
+        if (p.rows <= 0) continue;
+        const Strip s = strip(p, converted);
+        if (call_.m == 1) {
+          few_tokens_panel<1>(s, p, rows);
+        } else if (call_.m == 2) {
+          few_tokens_panel<2>(s, p, rows);
+        } else if (call_.m <= 4) {
+          few_tokens_panel<4>(s, p, rows);
+        } else {
+          few_tokens_panel<8>(s, p, rows);
+        }
+      }
+    });
+  }
+
+  const BlockLinear& call_;
+  const BlockPanels& w_;
+  const Stored* x_;
+  Target<Stored> to_;
+  int64_t words_;          // of a packed token
+  int vecs_;                // vectors of tokens in a tile, where tokens lie in lanes
+  int64_t group_, groups_;  // panels in a group, groups
+  int64_t longest_ = 0;    // floats of a group's converted panels
+  volatile bool out_of_memory_ = false;
+};
+
+}  // namespace
+
+void block_linear(const BlockLinear& call) {
+  switch (call.dtype) {
+    case 0:
+      return Product<float, Floats>(call).run();
+    case 1:
+#if defined(__AVX512BF16__)
+      if (!call.weight.loose) return Product<BFloat16, Pairs>(call).run();
+      if (call.m > kFewTokens || call.weight.panel_rows % kLanes != 0) return Product<BFloat16, Floats, true>(call).run();
+#endif
+      return Product<BFloat16, Floats>(call).run();
+    default:
+      return Product<Float16, Floats>(call).run();
+  }
+}
+
+}  // namespace ajour::cpu::AJOUR_ISA

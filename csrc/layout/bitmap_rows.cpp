@@ -1,0 +1,134 @@
+#include "layout/bitmap_rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "memory/parallel.h"
+
+namespace ajour {
+namespace {
+
+// Tile rows that are worth a thread: 64 Ki elements.
+int64_t grain(int64_t k) { return std::max<int64_t>(1, (int64_t(1) << 16) / std::max<int64_t>(1, TILE * k)); }
+
+int rows_of_tile(const BitmapRows& rows, int64_t i) { return int(std::min<int64_t>(TILE, rows.n - i * TILE)); }
+
+// The eight bits of tile column j in a row.
+uint8_t& byte_of(const BitmapRows& rows, int64_t row, int64_t j) {
+  return reinterpret_cast<uint8_t*>(rows.bits + row * row_words(rows.k))[j];
+}
+
+// Calls visit(row of the weight, values before it in its row, values before it in the tile row, count) for the up to
+// eight neighbours that a row has in each tile of tile row i, in the order of the canonical form.
+template <class Visit>
+void each_run(const BitmapRows& rows, int64_t i, const Visit& visit) {
+  int64_t done[TILE] = {}, index = 0;
+  for (int64_t j = 0; j < tiles_of(rows.k); ++j) {
+    for (int r = 0; r < rows_of_tile(rows, i); ++r) {
+      const int count = __builtin_popcount(byte_of(rows, i * TILE + r, j));
+      visit(i * TILE + r, done[r], index, count);
+      done[r] += count;
+      index += count;
+    }
+  }
+}
+
+template <class Word>
+void copy_run(const Word* from, Word* to, int count) {
+  for (int c = 0; c < count; ++c) to[c] = from[c];
+}
+
+void bits_from_tiles(const BitmapTensors& t, const BitmapRows& rows) {
+  const int64_t tile_cols = tiles_of(rows.k);
+  parallel_for(0, tiles_of(rows.n), grain(rows.k), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      for (int r = 0; r < rows_of_tile(rows, i); ++r) {
+        const int64_t row = i * TILE + r;
+        uint64_t* words = rows.bits + row * row_words(rows.k);
+        std::fill(words, words + row_words(rows.k), 0);
+        for (int64_t j = 0; j < tile_cols; ++j) byte_of(rows, row, j) = uint8_t(t.bitmaps[i * tile_cols + j] >> 8 * r);
+        rows.starts[row + 1] = 0;
+        for (int64_t j = 0; j < row_words(rows.k); ++j) rows.starts[row + 1] += __builtin_popcountll(words[j]);
+      }
+    }
+  });
+  rows.starts[0] = 0;
+  for (int64_t row = 0; row < rows.n; ++row) rows.starts[row + 1] += rows.starts[row];
+}
+
+void tiles_from_bits(const BitmapRows& rows, const BitmapTensors& t) {
+  const int64_t tile_cols = tiles_of(rows.k), groups = tile_groups_of(rows.k);
+  parallel_for(0, tiles_of(rows.n), grain(rows.k), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      std::fill(t.offsets + i * groups + 1, t.offsets + (i + 1) * groups + 1, 0);
+      for (int64_t j = 0; j < tile_cols; ++j) {
+        uint64_t bits = 0;
+        for (int r = 0; r < rows_of_tile(rows, i); ++r) bits |= uint64_t(byte_of(rows, i * TILE + r, j)) << 8 * r;
+        t.bitmaps[i * tile_cols + j] = bits;
+        t.offsets[i * groups + j / GROUP_TILES + 1] += __builtin_popcountll(bits);
+      }
+    }
+  });
+  t.offsets[0] = 0;
+  for (int64_t group = 0; group < tiles_of(rows.n) * groups; ++group) t.offsets[group + 1] += t.offsets[group];
+}
+
+template <class Word>
+void expand_row(const BitmapRows& rows, int64_t row, Word* dense) {
+  const Word* values = static_cast<const Word*>(rows.values) + rows.starts[row];
+  const uint64_t* words = rows.bits + row * row_words(rows.k);
+  std::fill(dense, dense + rows.k, Word(0));
+  for (int64_t j = 0; j < row_words(rows.k); ++j) {
+    for (uint64_t bits = words[j]; bits; bits &= bits - 1) dense[64 * j + __builtin_ctzll(bits)] = *values++;
+  }
+}
+
+}  // namespace
+
+void pack_bitmap_rows(const BitmapTensors& t, const BitmapRows& rows) {
+  bits_from_tiles(t, rows);
+  const int64_t groups = tile_groups_of(rows.k);
+  by_word(rows.itemsize, [&](auto zero) {
+    using Word = decltype(zero);
+    const Word* tiles = static_cast<const Word*>(t.values);
+    Word* values = static_cast<Word*>(rows.values);
+    parallel_for(0, tiles_of(rows.n), grain(rows.k), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        each_run(rows, i, [&](int64_t row, int64_t done, int64_t index, int count) {
+          copy_run(tiles + t.offsets[i * groups] + index, values + rows.starts[row] + done, count);
+        });
+      }
+    });
+    std::fill(values + rows.starts[rows.n], values + rows.starts[rows.n] + kValueTail, Word(0));
+  });
+}
+
+void unpack_bitmap_rows(const BitmapRows& rows, const BitmapTensors& t) {
+  tiles_from_bits(rows, t);
+  const int64_t groups = tile_groups_of(rows.k);
+  by_word(rows.itemsize, [&](auto zero) {
+    using Word = decltype(zero);
+    const Word* values = static_cast<const Word*>(rows.values);
+    Word* tiles = static_cast<Word*>(t.values);
+    parallel_for(0, tiles_of(rows.n), grain(rows.k), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        each_run(rows, i, [&](int64_t row, int64_t done, int64_t index, int count) {
+          copy_run(values + rows.starts[row] + done, tiles + t.offsets[i * groups] + index, count);
+        });
+      }
+    });
+  });
+}
+
+void expand_bitmap_rows(const BitmapRows& rows, int64_t first, int64_t last, void* dense) {
+  by_word(rows.itemsize, [&](auto zero) {
+    using Word = decltype(zero);
+    parallel_for(first, last, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, rows.k)),
+                 [&](int64_t a, int64_t b) {
+                   for (int64_t row = a; row < b; ++row)
+                     expand_row(rows, row, static_cast<Word*>(dense) + (row - first) * rows.k);
+                 });
+  });
+}
+
+}  // namespace ajour

@@ -1,0 +1,135 @@
+"""convert: swaps a model's layers as a plan says, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ajour.conversion.fast_path import bypassing, switch_off, switch_on
+from ajour.conversion.fusion import Fusion, find_fusions
+from ajour.conversion.recorded import record_plan
+from ajour.conversion.swap import Swap
+from ajour.formats.matrix import SparseMatrix
+from ajour.layers import Layer, find_layers
+from ajour.nn import SparseLinear, linear_of
+from ajour.nn.selection import why_not
+from ajour.ops import LINEAR_OPS
+from ajour.ops.prepare import Choice as KernelChoice
+from ajour.planning.plan import Choice, Plan
+from ajour.terms.errors import AjourError, ConversionError, PlanError
+
+
+@dataclass(frozen=True)
+class _Job:
+    layer: Layer
+    choice: Choice
+    fusion: Fusion | None
+    activation: str
+
+
+def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable: bool = False) -> nn.Module:
+    """Swaps the layers that the plan has an op for, in place, and returns the model.
+
+    plan:      a Plan, or an example of the model's inputs, for which one is made first.
+    fuse:      an activation that provably follows a layer directly, and that nobody else sees, is folded into it.
+    trainable: the new layers hold values that can be trained, and run through the `reference` kernel; layers that the
+               plan keeps dense stay what they are.
+
+    Every swap is checked before the first one is made, and any failure leaves the model as it was, bit for bit.
+    Parameters are replaced: build optimizers after converting. A model that is itself one layer is returned as the new
+    layer. Fast paths of nn.TransformerEncoder, which never call their layers, are switched off.
+
+    Raises PlanError for a plan made for another model or kind of device, ConversionError, naming the layer, for a swap
+    that can't be made.
+    """
+    if not isinstance(plan, Plan):
+        from ajour.planning.planner import plan as make_plan  # planning is slow to import, and rarely wanted here
+
+        plan = make_plan(model, plan)
+    with torch.inference_mode(False), torch.no_grad():
+        jobs = list(_checked(model, plan, fuse, trainable))
+        with ExitStack() as undo:
+            for job in jobs:
+                swap = Swap(model, job.layer, _build(job, trainable), job.fusion, rebuilds=True)
+                undo.callback(swap.undo)
+                swap.apply()
+                model = swap.sparse if not job.layer.name else model
+            for module in bypassing(model):
+                undo.callback(switch_on, module)
+                switch_off(module)
+            undo.pop_all()
+    record_plan(model, plan)
+    return model
+
+
+def _checked(model: nn.Module, plan: Plan, fuse: bool, trainable: bool) -> Iterator[_Job]:
+    """What there is to do, every swap tried on a matrix that is dropped again."""
+    layers = {layer.name: layer for layer in find_layers(model)}
+    if refusal := plan.why_not_model(layers.values()):
+        raise PlanError(f"this plan was made for another model: {refusal}")
+    fusions = find_fusions(model) if fuse else {}
+    chosen = [choice for choice in plan.choices if choice.op and not (trainable and choice.op == "dense_linear")]
+    for device in {layers[choice.layer].device for choice in chosen}:
+        if refusal := plan.why_not_device(device):
+            raise PlanError(f"this plan is for another kind of device: {refusal}")
+    for choice in chosen:
+        layer = layers[choice.layer]
+        if layer.reason is not None:
+            raise ConversionError(f"layer {layer.name!r} can't be converted: {layer.reason}")
+        yield _job(layer, choice, fusions.get(layer.name))
+
+
+def _job(layer: Layer, choice: Choice, fusion: Fusion | None) -> _Job:
+    matrix = _matrix(layer, choice)
+    own = layer.module.activation if isinstance(layer.module, SparseLinear) else "none"
+    op, kernels = LINEAR_OPS[choice.op], _kernels(choice)
+    try:
+        if fusion is not None and own == "none" and why_not(op, matrix, fusion.activation, kernels) is None:
+            return _Job(layer, choice, fusion, fusion.activation)
+        refusal = why_not(op, matrix, own, kernels)
+    except AjourError as error:
+        refusal = str(error)
+    if refusal is not None:
+        raise ConversionError(f"layer {layer.name!r}: {refusal}; plan again on this device")
+    return _Job(layer, choice, None, own)
+
+
+def _matrix(layer: Layer, choice: Choice) -> SparseMatrix:
+    op = LINEAR_OPS.get(choice.op)
+    if op is None or choice.stored is None:
+        raise PlanError(f"layer {layer.name!r}: the plan names the op {choice.op!r}; there are {', '.join(LINEAR_OPS)}")
+    try:
+        return op.matrix.from_dense(layer.weight(), choice.stored)
+    except AjourError as error:
+        raise ConversionError(
+            f"layer {layer.name!r}: the plan stores its weight as {choice.stored}, which does not hold it: {error}; "
+            "plan again for this model"
+        ) from error
+
+
+def _kernels(choice: Choice) -> list[KernelChoice]:
+    return [(entry.limit, entry.kernel, entry.config) for entry in choice.kernels]
+
+
+def _build(job: _Job, trainable: bool) -> SparseLinear:
+    return linear_of(
+        _matrix(job.layer, job.choice),
+        _bias(job.layer),
+        choices=_kernels(job.choice),
+        activation=job.activation,
+        trainable=trainable,
+    )
+
+
+def _bias(layer: Layer) -> nn.Parameter | None:
+    """The very parameter, or a copy where a mask is applied to it."""
+    parameters = layer.module._parameters
+    own, pruned, bias = parameters.get("bias"), parameters.get("bias_orig"), layer.bias()
+    if own is not None or bias is None:
+        return own
+    return nn.Parameter(bias.clone(), requires_grad=pruned is not None and pruned.requires_grad)

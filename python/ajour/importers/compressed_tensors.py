@@ -1,0 +1,75 @@
+"""compressed-tensors: the bitmask files that llm-compressor wrote (sparse-24-bitmask and sparse-bitmask)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ajour.terms.errors import FileError
+
+FORMATS = ("sparse-24-bitmask", "sparse-bitmask")
+PARTS = ("compressed", "bitmask", "shape", "row_offsets")
+
+
+def refuse(config: Mapping[str, Any], where: str) -> None:
+    """Raises FileError for what the config says is not held as sparse weights alone: marlin-24, sparse + quantized."""
+    quantization = config.get("quantization_config") or config.get("compression_config") or {}
+    if not isinstance(quantization, Mapping):
+        raise FileError(f"{where}: config.json's quantization_config is no object")
+    named = quantization.get("format"), quantization.get("quant_method"), quantization.get("checkpoint_format")
+    if "marlin-24" in named or "gptq_marlin_24" in named:
+        raise FileError(f"{where} is a marlin-24 checkpoint (4-bit and 2:4 packed together), which is not supported")
+    sparsity = quantization.get("sparsity_config") or {}
+    form = sparsity.get("format") if isinstance(sparsity, Mapping) else None
+    if form in FORMATS and quantization.get("config_groups"):
+        raise FileError(
+            f"{where} is both {form} and quantized, which is not supported; expected a checkpoint that is sparse only"
+        )
+    if form not in (None, "dense", *FORMATS):
+        raise FileError(
+            f"{where} is of the sparsity format {form!r}; the ones that can be read are {', '.join(FORMATS)}"
+        )
+
+
+def compressed_layers(names: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """layer -> part -> tensor's name, for both layouts of keys: `P.compressed` and the older `P.weight.compressed`."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        if name.endswith(".compressed"):
+            prefix = name.removesuffix(".compressed")
+            parts = {part: f"{prefix}.{part}" for part in PARTS if f"{prefix}.{part}" in names}
+            found[prefix.removesuffix(".weight")] = parts
+    return found
+
+
+def decompress(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str]) -> Tensor:
+    """The dense weight [n, k] of one layer; raises FileError, naming the tensor, if its parts don't agree."""
+    for part in PARTS[:3]:
+        if part not in parts:
+            raise FileError(f"layer {layer!r}: {part} is missing; a compressed weight has {', '.join(PARTS[:3])}")
+    values, bits, shape = (tensors[parts[part]] for part in PARTS[:3])
+    sides = shape.flatten().tolist()
+    if len(sides) != 2 or shape.is_floating_point() or min(sides) < 0 or max(sides) >= 2**31:
+        raise FileError(f"{parts['shape']}: expected two sizes, found {sides}")
+    n, k = sides
+    if bits.dtype != torch.uint8 or tuple(bits.shape) != (n, -(-k // 8)):
+        raise FileError(f"{parts['bitmask']}: expected uint8 {(n, -(-k // 8))}, found {bits.dtype} {tuple(bits.shape)}")
+    live = ((bits.unsqueeze(-1) >> torch.arange(8)) & 1).view(n, -1) != 0
+    if bool(live[:, k:].any()):
+        raise FileError(f"{parts['bitmask']}: a bit is set beyond the {n}x{k} weight")
+    live = live[:, :k]
+    counts = live.sum(-1)
+    if values.numel() != int(counts.sum()) or values.dim() not in (1, 2):
+        raise FileError(f"{parts['compressed']}: expected {int(counts.sum())} values, found {tuple(values.shape)}")
+    if values.dim() == 2 and (values.shape[0] != n or bool((counts != values.shape[1]).any())):
+        raise FileError(f"{parts['bitmask']}: expected {values.shape[1]} bits in every row of {layer!r}")
+    if "row_offsets" in parts:
+        offsets = tensors[parts["row_offsets"]].flatten()
+        if not torch.equal(offsets.long(), counts.cumsum(0) - counts):
+            raise FileError(f"{parts['row_offsets']} does not agree with the bits that are set")
+    dense = values.new_zeros(n, k)
+    dense[live] = values.flatten()
+    return dense

@@ -1,0 +1,158 @@
+"""inspect: what the zeros of a model or a file are, layer by layer; changes and measures nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from io import StringIO
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ajour.detect import detect
+from ajour.formats.matrix import DTYPES
+from ajour.importers import find_weights, open_checkpoint
+from ajour.layers import find_layers
+from ajour.terms.pattern import Dense, Pattern, Unstructured
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+
+WIDTH = 1000  # of a printed table at most: it is as wide as its longest name, which is easier to read in one line
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """One layer.
+
+    shape:     (n, k), more sides for fused experts; dtype: as torch names it, without "torch.".
+    density:   non-zeros / all; pattern: the most useful exact one; patterns: all exact ones, the most useful first.
+               All of them, zero_rows and zero_cols are None or empty where the weight has no values to read.
+    mask_source: the tool whose mask is applied, or the format that the weight was packed in.
+    reason:    None, or why the layer can't be converted.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    density: float | None = None
+    pattern: Pattern | None = None
+    patterns: tuple[Pattern, ...] = ()
+    zero_rows: int | None = None
+    zero_cols: int | None = None
+    mask_source: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Every layer in order, and in `notes` what a reader must know, such as a mask that a file has lost."""
+
+    layers: tuple[LayerInspection, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """An object with `layers` and `notes`; patterns as str() gives them."""
+        layers = [{field.name: getattr(layer, field.name) for field in fields(layer)} for layer in self.layers]
+        return json.dumps({"layers": layers, "notes": self.notes}, indent=2, default=str)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = StringIO()
+        Console(file=text, width=WIDTH, color_system=None).print(self, soft_wrap=True)
+        return text.getvalue().rstrip()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _table(self)
+        reasons = [f"{layer.name}: {layer.reason}" for layer in self.layers if layer.reason]
+        yield from (_summary(self), *reasons, *(f"note: {note}" for note in self.notes))
+
+
+def inspect(model_or_path: nn.Module | str | PathLike[str]) -> Inspection:
+    """The patterns of every layer of a model, a Hugging Face folder, a .safetensors file or a torch file of tensors.
+
+    Patterns are found from the values, never from a label; masks of other tools are applied first. Raises FileError,
+    naming what is wrong, for a damaged or unknown file; nothing is ever unpickled.
+    """
+    if isinstance(model_or_path, nn.Module):
+        return Inspection(tuple(_layers(model_or_path)))
+    weights = find_weights(open_checkpoint(Path(model_or_path)))
+    layers = []
+    for weight in weights:
+        w = weight.read()
+        layers.append(_looked_at(w, weight.reason, weight.name, weight.kind, weight.shape, weight.source))
+    return Inspection(tuple(layers), tuple(f"{weight.name}: {weight.note}" for weight in weights if weight.note))
+
+
+def _layers(model: nn.Module) -> Iterator[LayerInspection]:
+    for layer in find_layers(model):
+        if layer.read is None:
+            dtype = str(layer.dtype).removeprefix("torch.")
+            yield LayerInspection(layer.name, layer.kind, layer.shape, dtype, reason=layer.reason)
+        else:
+            yield _looked_at(layer.weight(), layer.reason, layer.name, layer.kind, layer.shape, layer.mask_source)
+
+
+def _looked_at(
+    w: Tensor, reason: str | None, name: str, kind: str, shape: tuple[int, ...], source: str | None
+) -> LayerInspection:
+    dtype = str(w.dtype).removeprefix("torch.")
+    if w.dtype not in DTYPES:
+        return LayerInspection(
+            name, kind, shape, dtype, reason=reason or f"its weight is {dtype}, which no format holds"
+        )
+    seen = detect(w)
+    return LayerInspection(
+        name, kind, shape, dtype, seen.density, seen.pattern, tuple(seen.patterns), seen.zero_rows, seen.zero_cols,
+        source, reason,
+    )  # fmt: skip
+
+
+def _table(inspection: Inspection) -> Table:
+    """One row a layer; columns in which no layer has anything to say are left out."""
+    from rich import box
+    from rich.table import Table
+
+    rows = [_row(layer) for layer in inspection.layers]
+    table = Table(box=box.SIMPLE_HEAD)
+    columns = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
+    for name in columns:
+        table.add_column(
+            name, no_wrap=True, justify="right" if name in ("density", "zero rows", "zero cols") else "left"
+        )
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
+    return table
+
+
+def _row(layer: LayerInspection) -> dict[str, str]:
+    others = (str(pattern) for pattern in layer.patterns if pattern not in (layer.pattern, Dense(), Unstructured()))
+    return {
+        "layer": layer.name or "(the model)",
+        "kind": layer.kind,
+        "shape": "x".join(map(str, layer.shape)),
+        "dtype": layer.dtype,
+        "density": "" if layer.density is None else f"{layer.density:.1%}",
+        "pattern": str(layer.pattern or ""),
+        "also fits": ", ".join(others),
+        "zero rows": str(layer.zero_rows or ""),
+        "zero cols": str(layer.zero_cols or ""),
+        "mask from": layer.mask_source or "",
+        "convertible": "no, see below" if layer.reason else "yes",
+    }
+
+
+def _summary(inspection: Inspection) -> str:
+    convertible = [layer for layer in inspection.layers if layer.reason is None]
+    sparse = [layer for layer in convertible if layer.density is not None and layer.density < 1]
+    return (
+        f"{len(inspection.layers)} layers: {len(sparse)} with zeros, {len(convertible) - len(sparse)} without, "
+        f"{len(inspection.layers) - len(convertible)} that can't be converted"
+    )

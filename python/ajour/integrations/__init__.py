@@ -1,0 +1,1 @@
+"""Bridges to other libraries: thin, and never imported by the rest."""

@@ -1,0 +1,139 @@
+"""load: a saved file into a model of the same skeleton, checked before anything changes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ajour.conversion.converting import convert
+from ajour.conversion.fast_path import bypassing, switch_off, switch_on
+from ajour.conversion.recorded import record_plan
+from ajour.conversion.swap import Swap
+from ajour.importers.saved import Saved, read_saved
+from ajour.io.skeleton import Place, find_places, others_of, value_of
+from ajour.nn import SparseLinear, linear_of
+from ajour.ops.prepare import Choice as KernelChoice
+from ajour.planning.plan import Plan
+from ajour.terms.errors import AjourError, FileError, PlanError
+
+
+def load(path: str | PathLike[str], model: nn.Module, *, plan: Plan | Any = None) -> nn.Module:
+    """Fills a model with what `ajour.save` wrote, in place, its converted layers included, and returns it.
+
+    model: of the same skeleton as the one that was saved: dense (what its weights hold does not matter), converted, or
+           on the meta device, whose tensors then stand on the CPU. A model that is itself one layer is returned as the
+           new layer.
+    plan:  None takes the file's own plan, which holds on the kind of device that it was measured on. Elsewhere give a
+           Plan for this model measured here, or an example of the model's inputs, for which one is made.
+
+    Every index, shape and dtype is checked before anything of the model changes. Raises FileError for a file that is
+    damaged, of a future version or of another model, PlanError for a plan of another model or kind of device.
+    """
+    saved = read_saved(path)
+    places = find_places(saved, model)
+    chosen = _plan(saved, plan, places)
+    trainable = any(layer.trainable for layer in saved.layers.values())
+    with torch.no_grad():
+        built = [(place, _build(saved, place, chosen)) for place in places]
+        others = {name: (held, value_of(saved, name)) for name, held in others_of(saved, model).items()}
+        with ExitStack() as undo:
+            for place, sparse in built:
+                swap = Swap(model, place.layer, sparse, place.fusion)
+                undo.callback(swap.undo)
+                swap.apply()
+                model = model if place.layer.name else sparse
+            for module in bypassing(model):
+                undo.callback(switch_on, module)
+                switch_off(module)
+            fresh = _fresh(others)
+            undo.pop_all()
+        _fill(model, others, fresh)
+    record_plan(model, chosen)
+    if plan is None or isinstance(plan, Plan):
+        return model
+    from ajour.planning.planner import plan as make_plan  # planning is slow to import, and rarely wanted here
+
+    return convert(model, make_plan(model, plan), trainable=trainable)
+
+
+def _plan(saved: Saved, plan: Any, places: list[Place]) -> Plan | None:
+    """The plan to build by; None where one is made from an example afterwards, or there is nothing to plan."""
+    given = isinstance(plan, Plan)
+    if not given and plan is not None:
+        return None
+    if not places and not saved.plan:
+        return None
+    chosen: Plan = plan if given else _own_plan(saved)
+    for device in {_target(place) for place in places}:
+        if refusal := chosen.why_not_device(device):
+            wanted = "" if given else f"{saved.path}: "
+            raise PlanError(f"{wanted}{refusal}; give load a plan= made here, or plan=an example to plan anew")
+    for place in places:
+        choice = chosen[place.layer.name]
+        if (choice.op, choice.stored) != (place.saved.op, place.saved.matrix.pattern):
+            raise PlanError(
+                f"layer {place.layer.name!r}: the plan stores it as {choice.stored or 'dense'}, {saved.path} as "
+                f"{place.saved.matrix.pattern}; plan for the model in the file"
+            )
+    return chosen
+
+
+def _own_plan(saved: Saved) -> Plan:
+    try:
+        return Plan.from_json(saved.plan)
+    except PlanError as error:
+        raise FileError(f"{saved.path}: its plan is damaged: {error}") from None
+
+
+def _target(place: Place) -> torch.device:
+    return torch.device("cpu") if place.layer.device.type == "meta" else place.layer.device
+
+
+def _build(saved: Saved, place: Place, plan: Plan | None) -> SparseLinear:
+    held, name = place.saved, place.layer.name
+    choices: list[KernelChoice] | None = None
+    if plan is not None:
+        choices = [(entry.limit, entry.kernel, entry.config) for entry in plan[name].kernels]
+    device = _target(place)
+    bias = None
+    if held.bias is not None:
+        own = place.layer.module._parameters.get("bias")
+        bias = nn.Parameter(
+            held.bias.to(device), requires_grad=own.requires_grad if own is not None else held.trainable
+        )
+    try:
+        return linear_of(
+            held.matrix.to(device), bias, choices=choices, activation=held.activation, trainable=held.trainable
+        )
+    except AjourError as error:
+        raise PlanError(
+            f"layer {name!r}: {error}; give load a plan= made here, or plan=an example to plan anew"
+        ) from error
+
+
+def _fresh(others: dict[str, tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
+    """What replaces tensors on the meta device: one for one, so tied ones stay tied and the others share no memory."""
+    made: dict[int, Tensor] = {}
+    taken: set[int] = set()
+    for held, value in others.values():
+        if held.is_meta and id(held) not in made:
+            own = value.clone() if id(value) in taken else value
+            taken.add(id(value))
+            is_parameter = isinstance(held, nn.Parameter)
+            made[id(held)] = nn.Parameter(own, requires_grad=held.requires_grad) if is_parameter else own
+    return made
+
+
+def _fill(model: nn.Module, others: dict[str, tuple[Tensor, Tensor]], fresh: dict[int, Tensor]) -> None:
+    for name, (held, value) in others.items():
+        if id(held) not in fresh:
+            held.copy_(value)
+            continue
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        places: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+        places[leaf] = fresh[id(held)]

@@ -1,0 +1,10 @@
+"""Modules: hold a format, name kernels, call an op."""
+
+from ajour.nn.bitmap import BitmapLinear
+from ajour.nn.block import BlockLinear
+from ajour.nn.dense import DenseLinear
+from ajour.nn.linear import SparseLinear
+from ajour.nn.modules import linear_of
+from ajour.nn.nm import NMLinear
+
+__all__ = ["BitmapLinear", "BlockLinear", "DenseLinear", "NMLinear", "SparseLinear", "linear_of"]

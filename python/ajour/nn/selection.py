@@ -1,0 +1,55 @@
+"""Which kernels serve a matrix here: the wanted ones where they take it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ajour.formats.matrix import SparseMatrix
+from ajour.ops.functional import problem_of
+from ajour.ops.library import LinearOp
+from ajour.ops.prepare import Choice
+
+MANY = 65536  # rows that stand for "any number" when a kernel without a limit is asked whether it takes them
+
+
+def canonical_choice(op: LinearOp) -> tuple[Choice, ...]:
+    """The kernel that reads the canonical form itself: for training, and on `meta` where nothing runs."""
+    return ((None, "reference" if "reference" in op.kernels else "aten", ""),)
+
+
+def why_not(op: LinearOp, matrix: SparseMatrix, activation: str, choices: Sequence[Choice]) -> str | None:
+    """None if every named kernel takes this matrix at some number of its rows, else a refusal in one sentence.
+
+    A kernel that is no good at other rows says so for the planner's sake; it is right at any. Raises KernelError for a
+    kernel that the op does not have.
+    """
+    problem = problem_of(matrix, 1, activation)
+    lowest = 1
+    for limit, name, _ in choices:
+        kernel = op.kernel(name)
+        refusals = [kernel.why_not(replace(problem, m=m)) for m in _between(lowest, limit or max(lowest, MANY))]
+        if all(refusals):
+            return f"kernel {name!r} refuses it: {refusals[0]}"
+        lowest = (limit or 0) + 1
+    return None
+
+
+def select(op: LinearOp, matrix: SparseMatrix, activation: str, wanted: Sequence[Choice] | None) -> tuple[Choice, ...]:
+    """`wanted` where it takes the matrix, else the first kernel of the op's table that takes any number of rows."""
+    if matrix.device.type == "meta":
+        return canonical_choice(op)
+    if wanted and why_not(op, matrix, activation, wanted) is None:
+        return tuple(wanted)
+    problem = problem_of(matrix, MANY, activation)
+    takers = [kernel for kernel in op.kernels.values() if kernel.why_not(replace(problem, m=1)) is None]
+    kernel = next((kernel for kernel in takers if kernel.why_not(problem) is None), None) or op.first(problem)
+    return ((None, kernel.name, kernel.configs(problem)[0]),)
+
+
+def _between(lowest: int, highest: int) -> Iterator[int]:
+    """Numbers of rows from one end to the other, doubling."""
+    while lowest < highest:
+        yield lowest
+        lowest *= 2
+    yield highest

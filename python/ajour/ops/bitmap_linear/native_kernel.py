@@ -1,0 +1,172 @@
+"""bitmap_linear on the CPU from bitmap rows: `cpu` decodes for few rows of x, `cpu_unpack` expands for many.
+
+Packed order "cpu_rows": values [non-zeros + a tail], bits int64 [n, ceil(k / 64)], starts int64 [n + 1]
+(csrc/layout/bitmap_rows.h). It needs d + 1/32 of a dense float32 weight's bytes at density d, d + 1/16 of a 16-bit one's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ajour._native import native
+from ajour.formats.bitmap import BitmapMatrix
+from ajour.memory import on_host
+from ajour.ops.dense import dense_kernels
+from ajour.terms.kernel import Kernel
+from ajour.terms.pattern import Pattern
+from ajour.terms.problem import ACTIVATIONS, Problem
+from ajour.terms.row_table import RowEntry
+
+FLOATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # as the compiled part numbers them
+ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+FEW_ROWS = 64  # `cpu` decodes the weight anew for every 8 rows of x; `cpu_unpack` writes it out once
+SLICE_BYTES = 4 << 20  # of the weight that is dense at one time: it stays in the last-level cache
+
+
+def why_not_float(problem: Problem) -> str | None:
+    """The refusal that every CPU kernel of this op shares."""
+    if problem.device != "cpu":
+        return f"it runs on the CPU, this layer is on {problem.device}"
+    if problem.dtype not in FLOATS:
+        return f"it takes {', '.join(FLOATS)}, this layer is {problem.dtype}"
+    return None
+
+
+def rows_view(packed: Sequence[Tensor], n: int, k: int) -> Any:
+    """Bitmap rows as the compiled part sees them; the tensors must outlive it."""
+    values, bits, starts = packed
+    return native.BitmapRows(values.data_ptr(), bits.data_ptr(), starts.data_ptr(), n, k, values.element_size())
+
+
+def pack_rows(matrix: BitmapMatrix) -> list[Tensor]:
+    """From the canonical form; on the CPU, wherever the matrix is."""
+    n, k = matrix.shape
+    values, bitmaps, offsets = (on_host(tensor) for tensor in matrix.tensors().values())
+    packed = [
+        values.new_empty(values.numel() + native.VALUE_TAIL),
+        torch.empty(n, -(-k // 64), dtype=torch.int64),
+        torch.empty(n + 1, dtype=torch.int64),
+    ]
+    canonical = native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())
+    native.pack_bitmap_rows(canonical, rows_view(packed, n, k))
+    return packed
+
+
+def _pack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
+    return [tensor.to(matrix.device) for tensor in pack_rows(matrix)]
+
+
+def unpack_rows(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
+    """The bit-exact inverse of `pack_rows`, on the tensors' device."""
+    n, k = shape
+    device, packed = packed[0].device, [on_host(tensor) for tensor in packed]
+    tile_rows, tile_cols = -(-n // 8), -(-k // 8)
+    values = packed[0].new_empty(packed[0].numel() - native.VALUE_TAIL)
+    bitmaps = torch.empty(tile_rows, tile_cols, dtype=torch.int64)
+    offsets = torch.empty(tile_rows * -(-tile_cols // 8) + 1, dtype=torch.int32)
+    canonical = native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())
+    native.unpack_bitmap_rows(rows_view(packed, n, k), canonical)
+    tensors = {"values": values, "bitmaps": bitmaps, "offsets": offsets}
+    return BitmapMatrix({name: t.to(device) for name, t in tensors.items()}, pattern, shape)
+
+
+def lend(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, n: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, int, int]]:
+    """x, y, bias and residual as a kernel reads them, and (bias, residual, residual's row stride) as numbers.
+
+    x: [m, k] and residual: [m, n] keep their row stride where the elements of a row are neighbours; y: [m, n] is new.
+    """
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    y = x.new_empty((x.shape[0], n))
+    at = bias_at = stride = 0
+    if bias is not None:
+        bias = bias.contiguous()
+        bias_at = bias.data_ptr()
+    if residual is not None:
+        if residual.stride(1) != 1:
+            residual = residual.contiguous()
+        at, stride = residual.data_ptr(), residual.stride(0)
+    return x, y, bias, residual, (bias_at, at, stride)
+
+
+def _run(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    values, bits, starts = packed
+    x, y, bias, residual, extras = lend(x, bias, residual, entry.n)
+    native.bitmap_linear(
+        x.data_ptr(), x.stride(0), x.shape[0], entry.n, entry.k, FLOATS[entry.dtype],
+        values.data_ptr(), bits.data_ptr(), starts.data_ptr(), *extras, ACTIVATION_CODES[activation], y.data_ptr(),
+    )  # fmt: skip
+    return y
+
+
+_DENSE = {kernel.name: kernel for kernel in dense_kernels(BitmapMatrix)}
+
+
+def _run_unpacked(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    if not all(map(math.isfinite, x.aminmax())):  # a zero of the dense weight would make NaN of an Inf
+        return _run(x, packed, bias, residual, activation, entry)
+    dense = _DENSE["aten" if entry.dtype == "float16" else "onednn"]
+    n, k = entry.n, entry.k
+    rows = rows_view(packed, n, k)
+    step = max(64, SLICE_BYTES // (k * x.element_size()) // 64 * 64)
+    w = x.new_empty((min(n, step), k))
+    y = x.new_empty((x.shape[0], n)) if n > step else None
+    for first in range(0, n, step):
+        last = min(n, first + step)
+        native.expand_bitmap_rows(rows, first, last, w.data_ptr())
+        part: Tensor = dense.run(
+            x, [w[: last - first]], None if bias is None else bias[first:last],
+            None if residual is None else residual[:, first:last], activation, entry,
+        )  # fmt: skip
+        if y is None:
+            return part
+        y[:, first:last] = part
+    assert y is not None
+    return y
+
+
+def _why_not(problem: Problem) -> str | None:
+    if problem.m > FEW_ROWS:
+        return f"it decodes the weight anew for every 8 rows of x, and {problem.m} are more than {FEW_ROWS}"
+    return why_not_float(problem)
+
+
+def _why_not_unpacked(problem: Problem) -> str | None:
+    if problem.m < FEW_ROWS:
+        return (
+            f"it writes the dense weight out for each call, which {problem.m} rows of x don't repay; from {FEW_ROWS} on"
+        )
+    if reason := why_not_float(problem):
+        return reason
+    return None if problem.dtype == "float16" else _DENSE["onednn"].why_not(problem)
+
+
+KERNEL = Kernel(
+    name="cpu",
+    packing="cpu_rows",
+    why_not=_why_not,
+    prepack=_pack,
+    unpack=unpack_rows,
+    run=_run,
+)
+
+UNPACK_KERNEL = Kernel(
+    name="cpu_unpack",
+    packing="cpu_rows",
+    why_not=_why_not_unpacked,
+    prepack=_pack,
+    unpack=unpack_rows,
+    run=_run_unpacked,
+)

@@ -1,0 +1,89 @@
+"""block_linear on the CPU: panels of rows with the live columns that they share, in C++ for every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ajour._native import native
+from ajour.formats.block import BlockMatrix
+from ajour.memory import on_host
+from ajour.terms.kernel import Kernel
+from ajour.terms.pattern import Block, Pattern
+from ajour.terms.problem import ACTIVATIONS, Problem
+from ajour.terms.row_table import RowEntry
+
+_DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
+_ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
+_block_linear = native.block_linear
+
+
+def _why_not(problem: Problem) -> str | None:
+    if problem.device != "cpu":
+        return f"it runs on the CPU, this layer is on {problem.device}"
+    if problem.dtype not in _DTYPES:
+        return f"it takes {', '.join(_DTYPES)}, this layer is {problem.dtype}"
+    return None
+
+
+def _prepack(matrix: BlockMatrix, config: str) -> list[Tensor]:
+    assert isinstance(matrix.pattern, Block)
+    n, k = matrix.shape
+    tensors = {name: on_host(t) for name, t in matrix.tensors().items()}
+    blocks = tensors["blocks"]
+    layout = native.BlockLayout(matrix.pattern.rows, matrix.pattern.cols)
+    value_count, index_count = native.block_panels_sizes(layout, n, k, len(blocks), blocks.element_size())
+    values = torch.empty(value_count, dtype=blocks.dtype)
+    index = torch.empty(index_count, dtype=torch.int32)
+    lent = native.BlockTensors(*(t.data_ptr() for t in tensors.values()), len(blocks))
+    shape = native.WeightView(0, n, k, blocks.element_size())
+    native.pack_block_panels(layout, shape, lent, values.data_ptr(), index.data_ptr())
+    return [values.to(matrix.device), index.to(matrix.device)]
+
+
+def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BlockMatrix:
+    assert isinstance(pattern, Block)
+    values, index = (on_host(t) for t in packed)
+    live, block_rows = int(index[4]), -(-shape[0] // pattern.rows)
+    blocks = torch.empty(live, pattern.rows, pattern.cols, dtype=values.dtype)
+    row_offsets = torch.empty(block_rows + 1, dtype=torch.int32)
+    columns = torch.empty(live, dtype=torch.int32)
+    lent = native.BlockTensors(blocks.data_ptr(), row_offsets.data_ptr(), columns.data_ptr(), 0, 0, 0, live)
+    native.unpack_block_panels(values.data_ptr(), index.data_ptr(), values.element_size(), lent)
+    rows = torch.arange(block_rows, dtype=torch.int32).repeat_interleave(row_offsets.diff())
+    in_columns = torch.bincount(columns, minlength=-(-shape[1] // pattern.cols)).cumsum(0)
+    column_offsets = torch.nn.functional.pad(in_columns, (1, 0)).to(torch.int32)
+    order = torch.argsort(columns, stable=True).to(torch.int32)
+    tensors = (blocks, row_offsets, columns, rows, column_offsets, order)
+    device = packed[0].device
+    return BlockMatrix({name: t.to(device) for name, t in zip(BlockMatrix.NAMES, tensors, strict=True)}, pattern, shape)
+
+
+def _run(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    values, index = packed
+    stride, of_one_row = x.stride()
+    if of_one_row != 1:
+        x = x.contiguous()
+        stride = entry.k
+    m = x.shape[0]  # 0.2 us less than len(x); two sizes take 0.3 us less than a tuple (Zen 5)
+    y = x.new_empty(m, entry.n)
+    _block_linear(
+        values.data_ptr(),
+        index.data_ptr(),
+        _DTYPES[entry.dtype],
+        x.data_ptr(),
+        m,
+        stride,
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        _ACTIVATIONS[activation],
+        y.data_ptr(),
+    )
+    return y
+
+
+KERNEL = Kernel(name="cpu", packing="cpu_panels", why_not=_why_not, prepack=_prepack, unpack=_unpack, run=_run)

@@ -1,0 +1,197 @@
+"""plan: measures on this device which kernel should serve which layer, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ajour.detect import Detection, detect
+from ajour.layers import Layer, find_layers, is_converted
+from ajour.planning.candidates import Candidate, Form, candidates, forms, parse_formats
+from ajour.planning.choosing import Decision, Times, decide
+from ajour.planning.device import OtherWork, last_level_cache, this_device
+from ajour.planning.measuring import Bench, Subject, build, refute
+from ajour.planning.plan import Choice, Plan, RowChoice
+from ajour.planning.rows import MOST_COUNTS, learn_rows, planned_rows
+from ajour.planning.timing import Timer, timer_for
+from ajour.terms.errors import PlanError
+from ajour.terms.pattern import Dense, Pattern
+
+TWIN = 0.02  # layers whose densities differ by less, of one shape and pattern, share one measurement
+BUSY = 0.1  # share of the processor time that others may take before the plan says so
+
+
+def plan(
+    model: nn.Module,
+    example: Any,
+    *,
+    rows: Sequence[int] | None = None,
+    formats: Iterable[Pattern | str] | None = None,
+    margin: float = 0.05,
+    memory: float = 1.0,
+    progress: bool = True,
+) -> Plan:
+    """Measures every linear layer of `model`, dense against each sparse kernel that takes it; the model is not changed.
+
+    example:  a tensor, a tuple of inputs, a mapping of named inputs, or a list of several of these; the rows that it
+              produces at each layer are planned for. None is enough where `rows` are given.
+    rows:     plan for these numbers of rows at every layer that runs, instead of the example's. Between two measured
+              numbers that disagree the larger one's choice holds.
+    formats:  patterns (or their names, "2:4") to store weights in, instead of those found; () leaves only dense.
+    margin:   what sparse must gain over the best dense, 0.05 is 5 %. -inf takes the best sparse kernel wherever a
+              pattern fits, even the reference, with one packed form for all rows if `memory` has no room for more.
+    memory:   cap on a layer's resident bytes as a share of its dense weight, a kept dense copy counted.
+    progress: a bar on stderr that names what is being measured, if stderr is a terminal.
+
+    A candidate's output is checked, max|e| <= 2 max|e_dense| + 2**-23 max(|x| |w|.T), before its time counts. Raises
+    PlanError for settings that make no sense; an error of the model itself passes through.
+    """
+    if (not margin > -1 and margin != float("-inf")) or not 0 < memory < float("inf"):
+        raise PlanError(f"expected margin > -1 (or -inf) and a positive memory, found margin={margin}, memory={memory}")
+    if rows is not None and (not rows or any(m < 1 for m in rows)):
+        raise PlanError(f"expected rows of at least 1, found {list(rows)}")
+    if example is None and rows is None:
+        raise PlanError("a plan needs an example, or the rows to plan for")
+    layers = find_layers(model)
+    seen = None if example is None else learn_rows(model, layers, example)
+    device = next((layer.device for layer in layers if layer.reason is None), torch.device("cpu"))
+    bar_of_sparse = None if margin == float("-inf") else margin
+    planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device)
+    others = OtherWork()
+    from ajour.planning.progress import bar
+
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), bar(progress, len(layers)) as (tell, advance):
+        choices = planner.choices(layers, seen, rows, tell, advance)
+    if (share := others.share()) > BUSY:
+        busy = (
+            f"other programs took {share:.0%} of this machine's processor time meanwhile; plan again when it is quiet"
+        )
+        planner.notes[busy] = None
+    return Plan(choices, this_device(device), planner.margin, memory, tuple(planner.notes))
+
+
+@dataclass
+class Measured:
+    """A layer that was measured, for its twins."""
+
+    name: str
+    key: tuple[Any, ...]
+    density: float
+    times: Times
+
+
+@dataclass
+class Planner:
+    """The settings of one plan and what has been measured so far."""
+
+    formats: tuple[Pattern, ...] | None
+    margin: float | None
+    memory: float
+    timer: Timer
+    device: torch.device
+    notes: dict[str, None] = field(default_factory=dict)
+    measured: list[Measured] = field(default_factory=list)
+
+    def choices(
+        self,
+        layers: Sequence[Layer],
+        seen: dict[str, set[int]] | None,
+        wanted: Sequence[int] | None,
+        tell: Callable[[str], None] = lambda text: None,
+        advance: Callable[[], None] = lambda: None,
+    ) -> tuple[Choice, ...]:
+        """One choice for each layer, in order. seen: rows by layer (None: every layer runs); wanted: rows instead."""
+        usable = [layer for layer in layers if layer.reason is None]
+        model_bytes = sum(layer.shape[0] * layer.shape[1] * layer.dtype.itemsize for layer in usable)
+        bench = Bench(self.timer, model_bytes, last_level_cache(self.device), tell, self.notes)
+        made = []
+        for layer in layers:
+            made.append(self._choice(layer, seen, wanted, bench))
+            advance()
+        return tuple(made)
+
+    def _choice(
+        self, layer: Layer, seen: dict[str, set[int]] | None, wanted: Sequence[int] | None, bench: Bench
+    ) -> Choice:
+        dtype = str(layer.dtype).removeprefix("torch.")
+        reason = layer.reason
+        if reason is None and layer.device.type != self.device.type:
+            reason = f"it is on {layer.device}, this plan is for {self.device}"
+        if reason is not None:
+            return Choice(layer.name, layer.shape, dtype, reason=reason)
+        subject = Subject(layer.name, layer.weight(), layer.bias(), layer.kind == "Conv1D")
+        found = detect(subject.w)
+        ran = set() if seen is None else seen.get(layer.name, set())
+        rows = planned_rows(ran, wanted) if ran or seen is None else ()
+        if len(ran) > len(rows) and wanted is None and rows:
+            self.notes[f"a layer that sees more than {MOST_COUNTS} numbers of rows is measured at {MOST_COUNTS}"] = None
+        nbytes, twin = subject.nbytes, None
+        if not nbytes or not rows:
+            why = "the example never calls this layer with a row" if nbytes else "its weight is empty"
+            decision = Decision("", None, (), (), nbytes, why)
+        else:
+            decision, twin = self._decision(subject, found, rows, bench)
+            if not decision.op and is_converted(layer.module):  # "as it is" would keep what a former plan made of it
+                decision = replace(decision, op="dense_linear", stored=Dense(), kernels=(RowChoice(None, "aten"),))
+        return Choice(
+            layer.name, layer.shape, dtype, found.pattern, found.density, decision.op, decision.stored,
+            decision.kernels, decision.measurements, nbytes, decision.nbytes, decision.reason, twin,
+        )  # fmt: skip
+
+    def _decision(
+        self, subject: Subject, found: Detection, rows: tuple[int, ...], bench: Bench
+    ) -> tuple[Decision, str | None]:
+        """The choice, and the name of the twin that was measured instead."""
+        at_any_price = self.margin is None
+        tried, refused = forms(found, self.formats, at_any_price=at_any_price)
+        capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
+        every: list[Candidate] = []
+        untaken: list[str] = []
+        for form in tried:
+            some, reasons = candidates(form, found, rows, self.device.type, capability, at_any_price)
+            every += some
+            untaken += reasons
+        nothing = _nothing_sparse(found, tried, every, untaken if tried else refused)
+        refused += untaken
+        shape, dtype = tuple(subject.w.shape), subject.w.dtype
+        key = (shape, dtype, rows, subject.bias is None, subject.transposed, tuple(every))
+        near = (m for m in self.measured if m.key == key and abs(m.density - found.density) <= TWIN * m.density)
+        twin = next(near, None)
+        if twin is None:
+            times = bench.times(subject, rows, build(subject.w, every, refused.append))
+            self.measured.append(Measured(subject.name, key, found.density, times))
+            for reason in refused:
+                self.notes[f"{subject.name}: {reason}"] = None
+            decision = decide(times, subject.nbytes, self.margin, self.memory, nothing)
+        else:
+            decision = self._checked(subject, twin.times, rows, every, nothing)
+        return decision, None if twin is None else twin.name
+
+    def _checked(
+        self, subject: Subject, times: Times, rows: tuple[int, ...], every: Sequence[Candidate], nothing: str
+    ) -> Decision:
+        """The choice by a twin's times, once the chosen kernels have given right answers for this weight too."""
+        while True:
+            decision = decide(times, subject.nbytes, self.margin, self.memory, nothing)
+            wrong = refute(subject, decision, rows, every)
+            if wrong is None:
+                return decision
+            entry, reason = wrong
+            self.notes[f"{subject.name}: {reason}"] = None
+            out = (decision.stored, entry.kernel, entry.config)
+            times = replace(times, sparse=tuple(t for t in times.sparse if (t.stored, t.kernel, t.config) != out))
+
+
+def _nothing_sparse(found: Detection, tried: Sequence[Form], every: Sequence[Candidate], refused: Sequence[str]) -> str:
+    """Why nothing sparse was timed, where that happens."""
+    if every:
+        return f"none of {len(every)} sparse candidates gave a right answer"
+    if refused:
+        return "; ".join(refused)
+    if tried:
+        return f"only the reference kernel takes {tried[0].pattern}, and it is never faster than dense"
+    return f"no zeros to use: {found.density:.1%} of the weight is non-zero"

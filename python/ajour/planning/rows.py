@@ -1,0 +1,81 @@
+"""Which numbers of rows each layer sees: the example runs once, watched, and leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ajour.layers import Layer
+
+MOST_COUNTS = 4  # distinct numbers of rows that are planned for, if the example produces more
+
+
+def learn_rows(model: nn.Module, layers: Sequence[Layer], example: Any) -> dict[str, set[int]]:
+    """Rows of x (all leading sides multiplied) that each layer sees, by layer; no entry for layers that never ran.
+
+    example: a tensor, a tuple of inputs, a mapping of named inputs, or a list of several of these, for several sizes.
+    The model runs in eval mode under no_grad; training flags, buffers, hooks and random state are as they were after.
+    """
+    seen: dict[str, set[int]] = {}
+    watched = [layer for layer in layers if layer.reason is None]
+    with _untouched(model, watched), torch.no_grad():
+        handles = []
+        try:
+            for layer in watched:
+                handles.append(layer.module.register_forward_pre_hook(_watch(seen, layer.name), with_kwargs=True))
+            for inputs in example if isinstance(example, list) else [example]:
+                call(model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return seen
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """model(inputs), whether they are one tensor, a tuple or a mapping."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def planned_rows(seen: set[int], wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers of rows to measure, rising: `wanted` if given, else those seen, thinned out to MOST_COUNTS."""
+    counts = sorted({m for m in (seen if wanted is None else wanted) if m > 0})
+    if wanted is None and len(counts) > MOST_COUNTS:
+        places = {round(i * (len(counts) - 1) / (MOST_COUNTS - 1)) for i in range(MOST_COUNTS)}
+        counts = [counts[place] for place in sorted(places)]
+    return tuple(counts)
+
+
+def _watch(seen: dict[str, set[int]], name: str) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if x is not None and x.dim():
+            seen.setdefault(name, set()).add(x.shape[:-1].numel())
+
+    return hook
+
+
+@contextmanager
+def _untouched(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
+    """Eval mode inside; then flags, buffers (but those of the layers, which only read theirs) and RNG as before."""
+    flags = {module: module.training for module in model.modules()}
+    own = {id(buffer) for layer in layers for buffer in layer.module.buffers(recurse=False)}
+    buffers = [(b, b.clone(), b._version) for b in model.buffers() if id(b) not in own and not b.is_meta]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            for module in flags:
+                module.training = False
+            yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        with torch.no_grad():
+            for buffer, before, version in buffers:
+                if buffer._version != version:
+                    buffer.copy_(before)

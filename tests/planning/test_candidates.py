@@ -1,0 +1,122 @@
+"""What is timed, what is left out by bytes and multiplications, and that both are said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from stand_ins import AddKernel
+from torch import Tensor
+
+from ajour.detect import detect
+from ajour.ops import BITMAP_LINEAR, BLOCK_LINEAR, NM_LINEAR
+from ajour.planning.candidates import Form, candidates, elements, estimated_bytes, forms, parse_formats
+from ajour.terms.errors import PlanError
+from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
+
+
+def _blocks(side: int, live: float, n: int = 256, k: int = 256) -> Tensor:
+    mask = torch.rand(n // side, k // side) < live
+    return torch.randn(n, k) * mask.repeat_interleave(side, 0).repeat_interleave(side, 1)
+
+
+def _two_of_four(n: int = 128, k: int = 128) -> Tensor:
+    kept = torch.rand(n, k // 4, 4).topk(2, -1).indices
+    return torch.randn(n, k) * torch.zeros(n, k // 4, 4).scatter(-1, kept, 1).view(n, k)
+
+
+def _patterns(w: Tensor, formats: Sequence[Pattern] | None = None) -> list[Pattern]:
+    return [form.pattern for form in forms(detect(w), formats)[0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_zero_pattern_is_stored_as_what_it_is(dtype: torch.dtype) -> None:
+    assert _patterns(_blocks(32, 0.1).to(dtype))[0] == Block(32, 32)
+    assert _patterns(_two_of_four().to(dtype)) == [NM(2, 4)]
+    assert _patterns((torch.randn(128, 128) * (torch.rand(128, 128) < 0.1)).to(dtype)) == [Unstructured()]
+    assert _patterns(torch.randn(64, 64).to(dtype)) == []
+
+
+def test_a_bigger_block_size_that_the_kernels_like_is_tried_too() -> None:
+    mask = (torch.rand(8, 8) < 0.3).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    mask[:16, :16] = True  # half of a 32x32 block here and there: 16x16 fits best
+    mask[32:48, 64:80] = True
+    tried = _patterns(torch.randn(256, 256) * mask)
+    assert {Block(16, 16), Block(32, 32)} <= set(tried)
+
+
+def test_the_size_that_kernels_like_is_tried_within_a_bigger_one() -> None:
+    assert {Block(64, 64), Block(32, 32)} <= set(_patterns(_blocks(64, 0.2, 512, 512)))
+
+
+def test_what_cannot_win_is_left_out_aloud() -> None:
+    _, refused = forms(detect(_two_of_four()))
+    assert any("unstructured needs no fewer bytes or multiplications than 2:4" in reason for reason in refused)
+    _, refused = forms(detect(torch.randn(512, 512) * (torch.rand(512, 512) < 0.1)))
+    assert any(reason.endswith("the elements of the leanest pattern; it was not tried") for reason in refused)
+
+
+def test_a_weight_with_hardly_a_zero_is_not_tried_unless_at_any_price() -> None:
+    w = torch.randn(64, 64)
+    w[3, 5] = -0.0
+    found = detect(w)
+    kept, refused = forms(found)
+    assert kept == []
+    assert any("unstructured stores 100% of the weight, in no fewer bytes than dense" in reason for reason in refused)
+    assert [form.pattern for form in forms(found, at_any_price=True)[0]] == [Unstructured()]
+
+
+def test_forced_formats_are_tried_and_no_others() -> None:
+    w = _two_of_four()
+    assert _patterns(w, [Unstructured(), NM(4, 8), Dense()]) == [Unstructured(), NM(4, 8)]
+    assert _patterns(w, []) == []
+
+
+def test_formats_may_be_named() -> None:
+    assert parse_formats(None) is None
+    assert parse_formats("2:4") == (NM(2, 4),)
+    assert parse_formats(Block(4, 4)) == (Block(4, 4),)
+    assert parse_formats(["block 16x16", Unstructured()]) == (Block(16, 16), Unstructured())
+    with pytest.raises(PlanError, match="formats: '2 of 4' is no pattern"):
+        parse_formats(["2 of 4"])
+
+
+@pytest.mark.parametrize(
+    ("w", "pattern"),
+    [(_blocks(32, 0.2), Block(32, 32)), (_two_of_four(), NM(2, 4)), (torch.randn(64, 72).relu(), Unstructured())],
+    ids=str,
+)
+def test_estimates_agree_with_the_stored_matrix(w: Tensor, pattern: Pattern) -> None:
+    matrix = Form(pattern).op.matrix.from_dense(w, pattern)
+    found = detect(w)
+    assert elements(found, pattern) == matrix.values.numel()
+    assert 0.9 * matrix.nbytes <= estimated_bytes(found, pattern) <= matrix.nbytes
+
+
+def test_every_op_of_a_pattern_is_known() -> None:
+    assert Form(NM(1, 4)).op is NM_LINEAR
+    assert Form(Block(8, 1)).op is BLOCK_LINEAR
+    assert Form(Unstructured()).op is BITMAP_LINEAR
+
+
+def test_kernels_and_configurations_are_asked_row_by_row(add_kernel: AddKernel) -> None:
+    add_kernel(NM_LINEAR, "few", why_not=lambda p: None if p.m <= 8 else f"takes up to 8 rows, found {p.m}")
+    add_kernel(NM_LINEAR, "all", configs=lambda p: ("a", "b") if p.m > 1 else ("a",))
+    found, refused = candidates(Form(NM(2, 4)), detect(_two_of_four()), (1, 64), "cpu", None, False)
+    assert {(c.kernel, c.config, c.rows) for c in found} == {
+        ("few", "", (1,)),
+        ("all", "a", (1, 64)),
+        ("all", "b", (64,)),
+    }
+    assert refused == ["2:4, few: takes up to 8 rows, found 64"]
+
+
+def test_the_reference_stands_in_only_when_asked_and_alone(add_kernel: AddKernel) -> None:
+    found = detect(_two_of_four())
+    assert candidates(Form(NM(2, 4)), found, (1, 64), "cpu", None, False)[0] == []
+    (only,) = candidates(Form(NM(2, 4)), found, (1, 64), "cpu", None, True)[0]
+    assert (only.kernel, only.rows) == ("reference", (1, 64))
+    add_kernel(NM_LINEAR, "few", why_not=lambda p: None if p.m <= 8 else "too many rows")
+    mixed, _ = candidates(Form(NM(2, 4)), found, (1, 64), "cpu", None, True)
+    assert {(c.kernel, c.rows) for c in mixed} == {("few", (1,)), ("reference", (64,))}
