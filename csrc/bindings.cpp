@@ -238,66 +238,41 @@ void bind_bitmap_kernels(py::module_& m) {
   m.def(
       "bitmap_linear",
       [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address bits,
-         Address starts, Address bias, Address residual, int64_t residual_stride, int activation, Address y) {
+         Address starts, Address bias, Address residual, int activation, Address y) {
         bool out_of_memory = false;
         cpu::bitmap_linear({at(x), x_stride, m, n, k, dtype, at(values), at<uint64_t>(bits), at<int64_t>(starts),
-                            at(bias), at(residual), residual_stride, activation, at(y), &out_of_memory});
+                            at(bias), at(residual), n, activation, at(y), &out_of_memory});
         if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for a copy of ", m, " rows of x");
       },
       Unlocked());
 
   m.attr("PANEL_ALIGN") = kPanelAlign;
-  m.attr("MOST_COLUMNS") = kMostColumns;
   m.def("chunks_of", &chunks_of);
-  py::class_<ChunkedRows>(m, "ChunkedRows")
-      .def(py::init([](Address values, Address columns, Address visits, Address cells, Address panels, int64_t n,
-                       int64_t k, int64_t panel_count, int64_t chunk_count, int itemsize) {
-        return ChunkedRows{at(values),
-                           at<uint16_t>(columns),
-                           at<uint32_t>(visits),
-                           at<int64_t>(cells),
-                           at<int64_t>(panels),
-                           n,
-                           k,
-                           panel_count,
-                           chunk_count,
-                           itemsize};
-      }));
+  m.def("chunk_index_size", &chunk_index_size, Unlocked());
   m.def(
-      "cut_panels",
-      [](const BitmapRows& rows, int64_t chunk_count, Address panels) {
-        return cut_panels(rows, chunk_count, at<int64_t>(panels));
+      "pack_chunked_rows",
+      [](const BitmapRows& rows, int64_t chunk_count, Address values, Address columns, Address index) {
+        pack_chunked_rows(rows, chunk_count, at(values), at<uint16_t>(columns), at<int64_t>(index));
       },
       Unlocked());
-  m.def("cut_cells", &cut_cells, Unlocked());
-  m.def("pack_chunked_rows", &pack_chunked_rows, Unlocked());
-  m.def("unpack_chunked_rows", &unpack_chunked_rows, Unlocked());
+  m.def(
+      "unpack_chunked_rows",
+      [](Address values, Address columns, Address index, const BitmapRows& rows) {
+        unpack_chunked_rows(read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), rows.n, rows.k,
+                                              rows.itemsize),
+                            rows);
+      },
+      Unlocked());
   m.def(
       "chunked_linear",
-      [](Address x, int64_t x_stride, int64_t m, int dtype, const ChunkedRows& w, Address bias, Address residual,
-         int64_t residual_stride, int activation, Address y) {
+      [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address columns,
+         Address index, Address bias, Address residual, int activation, Address y) {
+        const ChunkedRows w = read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), n, k, 0);
         bool out_of_memory = false;
-        cpu::chunked_linear({at(x),
-                             x_stride,
-                             m,
-                             w.n,
-                             w.k,
-                             dtype,
-                             w.values,
-                             w.columns,
-                             w.visits,
-                             w.cells,
-                             w.panels,
-                             w.panel_count,
-                             w.chunk_count,
-                             w.chunk_columns(),
-                             at(bias),
-                             at(residual),
-                             residual_stride,
-                             activation,
-                             at(y),
-                             &out_of_memory});
-        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for the sums of ", w.n, " out features");
+        cpu::chunked_linear({at(x), x_stride, m, n, k, dtype, w.values, w.columns, w.visits, w.cells, w.panels,
+                             w.panel_count, w.chunk_count, w.chunk_columns(), at(bias), at(residual), n, activation,
+                             at(y), &out_of_memory});
+        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for the sums of ", n, " out features");
       },
       Unlocked());
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,13 +24,12 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """NaN in everything that torch.empty, empty_like, empty_strided and new_empty hand out."""
     if "unpoisoned" not in request.keywords:  # tracing replaces these functions itself
         for name in ("empty", "empty_like", "empty_strided"):
             monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
         monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
-    yield
 
 
 @pytest.fixture(autouse=True)

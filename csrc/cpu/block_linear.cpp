@@ -1,5 +1,6 @@
-// Three regimes by rows of x: few rows stream the weight once and read x where it lies; more pack x for all threads, which
-// share the panels by stored columns; many give each thread its own tokens, packed in pieces that stay in its L2 cache.
+// Three regimes by rows of x: few rows stream the weight once and read x where it lies; more pack x for all threads,
+// which share the panels by stored columns; many give each thread its own tokens, packed in pieces that stay in its L2
+// cache.
 #include "cpu/block_linear.h"
 
 #include "cpu/block_tiles.h"
@@ -10,9 +11,13 @@ namespace ajour::cpu::AJOUR_ISA {
 namespace {
 
 constexpr int64_t kFewTokens = 8;
-constexpr int64_t kPackedBytes = 400 << 10;  // of x; leaves the rest of 1 MiB of L2 to the weight that streams by
-constexpr int kGroupRows = 16;               // rows of y that are finished together: a cache line of floats
-constexpr int64_t kWorthThreads = 1 << 19;   // multiplications below which a second thread does not pay
+// Bytes of x that a thread packs at once: a share of 1 MiB of L2 while the weight comes from L3 again for each piece,
+// and all that pays where it comes from memory (4096x4096 in 32x32 blocks at 50 %: 207 GFLOP/s against 158; Zen 5, 32
+// MiB).
+constexpr int64_t kPackedBytes = 320 << 10, kPackedBytesForLarge = 1536 << 10, kLargeWeight = 12 << 20;
+constexpr int64_t kTileBytes = 640 << 10;   // of one tile with tokens in lanes, where a narrower one is no slower
+constexpr int kGroupRows = 16;              // rows of y that are finished together: a cache line of floats
+constexpr int64_t kWorthThreads = 1 << 19;  // multiplications below which a second thread does not pay
 #if defined(__AVX512F__) || defined(__ARM_NEON)
 constexpr int kMostRows = 8;  // 24 sums of 32 registers
 #else
@@ -28,7 +33,7 @@ constexpr int kTokens = 8;
 constexpr int kTokens = 4;
 #endif
 constexpr int kThird = kTokens >= 6 ? kTokens / 3 : 1;  // narrower last tiles: a third, or two
-constexpr int kPanelVecs = 2;  // vectors of rows that share each broadcast of x
+constexpr int kPanelVecs = 2;                           // vectors of rows that share each broadcast of x
 
 // Vectors of tokens in a tile against `rows` rows, an even number where columns come in loose pairs. Six for four rows
 // would fit the registers, but a wider tile of x stays less in the L1 cache: 141 for 150 GFLOP/s (Zen 5, 4x1 blocks).
@@ -64,9 +69,9 @@ class Product {
             call.weight.n} {
     const int64_t columns = w_.loose ? w_.k + 1 : divide_up(w_.k, w_.cols) * w_.cols;
     words_ = divide_up(columns, kLoose ? 2 : Form::kColumns);
-    const int most = most_vecs(w_.panel_rows < kMostRows ? w_.panel_rows : kMostRows, kLoose);
-    const int64_t fitting = kPackedBytes / (words_ * kLanes * 4);
-    vecs_ = kLoose ? int(min64(most, max64(2, fitting / 2 * 2))) : int(min64(most, max64(2, fitting)));
+    const int rows = w_.panel_rows < kMostRows ? w_.panel_rows : kMostRows;
+    vecs_ = most_vecs(rows, kLoose);
+    if (rows == kMostRows && !kLoose) vecs_ = int(min64(vecs_, max64(2, kTileBytes / (words_ * kLanes * 4))));
     group_ = kRowsInLanes() ? 1 : max64(1, kGroupRows / w_.panel_rows);
     groups_ = divide_up(w_.all_panels(), group_);
     if (kConverts) {
@@ -120,9 +125,8 @@ class Product {
   template <class Body>
   void over_groups(int64_t threads, const Body& body) {
     const int64_t cost = cost_before(groups_);
-    parallel_for(0, cost, divide_up(cost, threads), [&](int64_t first, int64_t last) {
-      body(group_at(first), last == cost ? groups_ : group_at(last));
-    });
+    parallel_for(0, cost, divide_up(cost, threads),
+                 [&](int64_t first, int64_t last) { body(group_at(first), last == cost ? groups_ : group_at(last)); });
   }
 
   // Whether equal shares of tokens keep the threads within a tenth of each other.
@@ -150,7 +154,8 @@ class Product {
   // Tokens whose packed form fits the budget: at least one tile.
   int64_t tokens_at_once() const {
     const Tiles one = tiles(0, 1);
-    return max64(1, kPackedBytes / (one.stride * 4)) * one.width;
+    const bool is_large = w_.values() * int64_t(sizeof(Stored)) > kLargeWeight;
+    return max64(1, (is_large ? kPackedBytesForLarge : kPackedBytes) / (one.stride * 4)) * one.width;
   }
 
   void pack(const Tiles& t, int64_t tile, uint32_t* packed) const {
@@ -171,28 +176,30 @@ class Product {
   // ---- the weight ----
 
   struct Panel {
-    int64_t row, block_row;  // of y; of blocks
-    int index, rows;         // within the block row; inside the weight, 0 or less if it lies beyond
+    Strip strip;
+    int64_t row;      // of the weight
+    int rows;         // inside the weight; 0 or less where the panel lies beyond it
+    int64_t columns;  // stored
   };
 
-  Panel panel(int64_t number) const {
-    Panel p{0, number / w_.panels, int(number % w_.panels), 0};
-    p.row = p.block_row * w_.rows + int64_t(p.index) * w_.panel_rows;
-    p.rows = int(min64(min64(w_.panel_rows, w_.rows - p.index * w_.panel_rows), w_.n - p.row));
-    return p;
-  }
-
-  Strip strip(const Panel& p, float* converted) const {
-    const Stored* values = static_cast<const Stored*>(call_.values) + w_.values_before(p.block_row, p.index);
-    const int64_t blocks = w_.offsets[p.block_row], count = w_.offsets[p.block_row + 1] - blocks;
-    const int64_t per_block = w_.cols / w_.unit;
-    Strip s{reinterpret_cast<const uint32_t*>(values), w_.starts + blocks * per_block, count * per_block,
-            kLoose ? 1 : w_.unit / Form::kColumns, w_.panel_rows, int32_t(w_.k)};
-    if (kConverts) {
-      convert(values, w_.columns(p.block_row), converted);
-      s.weights = reinterpret_cast<const uint32_t*>(converted);
+  void find_panel(int64_t number, float* converted, Panel& p) const {
+    const int64_t block_row = w_.panels == 1 ? number : number / w_.panels;
+    const int index = int(number - block_row * w_.panels);
+    const int64_t first = w_.offsets[block_row], units_per_block = w_.loose ? w_.cols : 1;
+    p.row = block_row * w_.rows + int64_t(index) * w_.panel_rows;
+    p.rows = int(min64(min64(w_.panel_rows, w_.rows - index * w_.panel_rows), w_.n - p.row));
+    p.columns = w_.columns(block_row);
+    const Stored* values = static_cast<const Stored*>(call_.values) + w_.values_before(block_row, index);
+    p.strip.weights = reinterpret_cast<const uint32_t*>(values);
+    p.strip.starts = w_.starts + first * units_per_block;
+    p.strip.units = (w_.offsets[block_row + 1] - first) * units_per_block;
+    p.strip.unit = kLoose ? 1 : w_.unit / Form::kColumns;
+    p.strip.rows = w_.panel_rows;
+    p.strip.zero_column = int32_t(w_.k);
+    if (kConverts && p.rows > 0) {
+      convert(values, p.columns, converted);
+      p.strip.weights = reinterpret_cast<const uint32_t*>(converted);
     }
-    return s;
   }
 
   // Pairs of columns [columns / 2][rows][2] to floats [columns][rows].
@@ -215,28 +222,27 @@ class Product {
   // ---- products ----
 
   template <int kWidth>
-  void rows_tile(const Strip& s, const Panel& p, const uint32_t* x, int64_t token, int tokens) const {
+  void rows_tile(const Panel& p, const uint32_t* x, int64_t token, int tokens) const {
     for (int row = 0; row < p.rows; row += kPanelVecs * kLanes) {
       Vec sums[kPanelVecs][kWidth];
-      rows_in_lanes<Form, kPanelVecs, kWidth>(s, row, x, sums);
+      rows_in_lanes<Form, kPanelVecs, kWidth>(p.strip, row, x, sums);
       write_rows(sums, to_, token, tokens, p.row + row, p.rows - row);
     }
   }
 
   void rows_group(int64_t group, const Tiles& t, const uint32_t* packed, float* converted) const {
-    const Panel p = panel(group);
-    if (p.rows <= 0) return;
-    const Strip s = strip(p, converted);
+    Panel p;
+    find_panel(group, converted, p);
     for (int64_t tile = 0; tile < t.number; tile++) {
       const uint32_t* x = packed + tile * t.stride;
       const int64_t token = t.first + tile * t.width;
       const int width = t.width_of(tile), tokens = t.tokens_in(tile);
       if (width == kTokens) {
-        rows_tile<kTokens>(s, p, x, token, tokens);
+        rows_tile<kTokens>(p, x, token, tokens);
       } else if (width == kThird) {
-        rows_tile<kThird>(s, p, x, token, tokens);
+        rows_tile<kThird>(p, x, token, tokens);
       } else {
-        rows_tile<2 * kThird>(s, p, x, token, tokens);
+        rows_tile<2 * kThird>(p, x, token, tokens);
       }
     }
   }
@@ -271,22 +277,20 @@ class Product {
   void tokens_group(int64_t group, const Tiles& t, const uint32_t* packed, float* converted) const {
     alignas(64) float sums[(kGroupRows + 32) * most_vecs(1, kLoose) * kLanes];
     const int64_t first = group * group_, last = min64(first + group_, w_.all_panels());
-    Strip strips[kGroupRows];
     Panel panels[kGroupRows];
     int number = 0;
     for (int64_t i = first; i < last; i++) {
-      const Panel p = panel(i);
-      if (p.rows <= 0) continue;
-      panels[number] = p;
-      strips[number++] = strip(p, converted);
-      converted += w_.columns(p.block_row) * w_.panel_rows;
+      Panel& p = panels[number];
+      find_panel(i, converted, p);
+      number += p.rows > 0;
+      converted += p.columns * w_.panel_rows;
     }
     if (!number) return;
     const int64_t row = panels[0].row, rows = panels[number - 1].row + panels[number - 1].rows - row;
     for (int64_t tile = 0; tile < t.number; tile++) {
       const int width = t.width_of(tile);
       for (int i = 0; i < number; i++) {
-        tokens_panel(strips[i], packed + tile * t.stride, width / kLanes, sums + (panels[i].row - row) * width);
+        tokens_panel(panels[i].strip, packed + tile * t.stride, width / kLanes, sums + (panels[i].row - row) * width);
       }
       write_tokens(sums, width, to_, t.first + tile * t.width, t.tokens_in(tile), row, int(rows));
     }
@@ -338,19 +342,19 @@ class Product {
   }
 
   template <int kWidth>
-  void few_tokens_panel(const Strip& s, const Panel& p, const WordAnywhere* const* rows) const {
+  void few_tokens_panel(const Panel& p, const WordAnywhere* const* rows) const {
     constexpr int kVecs = 2;
     const WordAnywhere* x[kWidth];
     for (int t = 0; t < kWidth; t++) x[t] = rows[t];
     int row = 0;
     for (; row + kLanes < p.rows; row += kVecs * kLanes) {
       Vec sums[kVecs][kWidth];
-      rows_in_lanes_direct<Form, kVecs, kWidth, kWidth == 1 ? 4 : kWidth == 8 ? 1 : 2>(s, row, x, sums);
+      rows_in_lanes_direct<Form, kVecs, kWidth, kWidth == 1 ? 4 : kWidth == 8 ? 1 : 2>(p.strip, row, x, sums);
       write_rows(sums, to_, 0, int(call_.m), p.row + row, p.rows - row);
     }
     if (row < p.rows) {
       Vec sums[1][kWidth];
-      rows_in_lanes_direct<Form, 1, kWidth, kWidth == 1 ? 8 : kWidth == 8 ? 2 : 4>(s, row, x, sums);
+      rows_in_lanes_direct<Form, 1, kWidth, kWidth == 1 ? 8 : kWidth == 8 ? 2 : 4>(p.strip, row, x, sums);
       write_rows(sums, to_, 0, int(call_.m), p.row + row, p.rows - row);
     }
   }
@@ -366,7 +370,8 @@ class Product {
       const Stored* row = x_ + token * call_.x_stride;
       rows[t] = in_place ? reinterpret_cast<const WordAnywhere*>(row) : copy + token * stride;
       if (in_place || t >= call_.m) continue;
-      for (int64_t word = 0; word < words_; word += kLanes) store(copy + token * stride + word, Form::read(row, word, w_.k));
+      for (int64_t word = 0; word < words_; word += kLanes)
+        store(copy + token * stride + word, Form::read(row, word, w_.k));
     }
     return true;
   }
@@ -378,17 +383,16 @@ class Product {
       float* converted = kConverts ? static_cast<float*>(thread_scratch(in_lines(longest_) * 4)) : nullptr;
       if (kConverts && !converted) return void(out_of_memory_ = true);
       for (int64_t i = first * group_; i < min64(last * group_, w_.all_panels()); i++) {
-        const Panel p = panel(i);
-        if (p.rows <= 0) continue;
-        const Strip s = strip(p, converted);
+        Panel p;
+        find_panel(i, converted, p);
         if (call_.m == 1) {
-          few_tokens_panel<1>(s, p, rows);
+          few_tokens_panel<1>(p, rows);
         } else if (call_.m == 2) {
-          few_tokens_panel<2>(s, p, rows);
+          few_tokens_panel<2>(p, rows);
         } else if (call_.m <= 4) {
-          few_tokens_panel<4>(s, p, rows);
+          few_tokens_panel<4>(p, rows);
         } else {
-          few_tokens_panel<8>(s, p, rows);
+          few_tokens_panel<8>(p, rows);
         }
       }
     });
@@ -398,10 +402,10 @@ class Product {
   const BlockPanels& w_;
   const Stored* x_;
   Target<Stored> to_;
-  int64_t words_;          // of a packed token
+  int64_t words_;           // of a packed token
   int vecs_;                // vectors of tokens in a tile, where tokens lie in lanes
   int64_t group_, groups_;  // panels in a group, groups
-  int64_t longest_ = 0;    // floats of a group's converted panels
+  int64_t longest_ = 0;     // floats of a group's converted panels
   volatile bool out_of_memory_ = false;
 };
 
@@ -414,7 +418,8 @@ void block_linear(const BlockLinear& call) {
     case 1:
 #if defined(__AVX512BF16__)
       if (!call.weight.loose) return Product<BFloat16, Pairs>(call).run();
-      if (call.m > kFewTokens || call.weight.panel_rows % kLanes != 0) return Product<BFloat16, Floats, true>(call).run();
+      if (call.m > kFewTokens || call.weight.panel_rows % kLanes != 0)
+        return Product<BFloat16, Floats, true>(call).run();
 #endif
       return Product<BFloat16, Floats>(call).run();
     default:

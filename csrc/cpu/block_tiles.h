@@ -10,7 +10,7 @@ struct Strip {
   const uint32_t* weights;  // [words][rows]
   const int32_t* starts;    // [units] columns of x
   int64_t units;
-  int unit;  // words that follow one another in x
+  int unit;             // words that follow one another in x
   int rows;             // stored
   int32_t zero_column;  // of x, for a pair that lacks its second column
 };
@@ -62,7 +62,7 @@ AJOUR_INLINE void rows_in_lanes_direct(const Strip& s, int row, const WordAnywhe
                                        Vec (&sums)[kVecs][kTokens]) {
   Vec parts[kSplit][kVecs][kTokens];
   AJOUR_UNROLL for (int q = 0; q < kSplit; q++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-    AJOUR_UNROLL for (int t = 0; t < kTokens; t++) parts[q][v][t] = zero();
+      AJOUR_UNROLL for (int t = 0; t < kTokens; t++) parts[q][v][t] = zero();
   const uint32_t* weights = s.weights + row;
   const auto step = [&](int q, int64_t word) __attribute__((always_inline)) {
     Words w[kVecs];
@@ -117,7 +117,7 @@ AJOUR_INLINE void tokens_in_lanes(const Strip& s, int row, const uint32_t* x, fl
     }
   }
   AJOUR_UNROLL for (int r = 0; r < kRows; r++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-    store(out + r * kTokens + v * kLanes, sums[r][v]);
+      store(out + r * kTokens + v * kLanes, sums[r][v]);
 }
 
 // The same for pairs of columns from anywhere; x: halves [columns][tokens] of pack_loose_tokens, an even kVecs.
@@ -141,7 +141,7 @@ AJOUR_INLINE void loose_tokens_in_lanes(const Strip& s, int row, const uint32_t*
     weights += s.rows;
   }
   AJOUR_UNROLL for (int r = 0; r < kRows; r++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-    store(out + r * kTokens + v * kLanes, sums[r][v]);
+      store(out + r * kTokens + v * kLanes, sums[r][v]);
 }
 
 // Writes sums with rows in lanes for `tokens` of kTokens tokens and `count` rows from `row` on.
@@ -151,18 +151,18 @@ AJOUR_INLINE void write_rows(const Vec (&sums)[kVecs][kTokens], const Target<T>&
   if (to.epilogue.is_simple() && count >= kVecs * kLanes) {
     const Vec floor = to.epilogue.floor();
     Vec bias[kVecs];
-    AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-      bias[v] = to.epilogue.bias ? load(to.epilogue.bias + row + v * kLanes) : zero();
+    AJOUR_UNROLL for (int v = 0; v < kVecs; v++) bias[v] =
+        to.epilogue.bias ? load(to.epilogue.bias + row + v * kLanes) : zero();
     AJOUR_UNROLL for (int t = 0; t < kTokens; t++) {
       if (t >= tokens) break;
       AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-        store(to.y + (token + t) * to.n + row + v * kLanes, max(floor, sums[v][t] + bias[v]));
+          store(to.y + (token + t) * to.n + row + v * kLanes, max(floor, sums[v][t] + bias[v]));
     }
     return;
   }
   float spilled[kTokens][kVecs * kLanes];
   AJOUR_UNROLL for (int t = 0; t < kTokens; t++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-    store(&spilled[t][v * kLanes], sums[v][t]);
+      store(&spilled[t][v * kLanes], sums[v][t]);
   for (int t = 0; t < tokens; t++) {
     for (int first = 0; first < kVecs * kLanes && first < count; first += kLanes) {
       to.put(load(&spilled[t][first]), token + t, row + first, count - first < kLanes ? count - first : kLanes);
@@ -197,8 +197,8 @@ template <class T>
 void write_tokens(const float* sums, int width, const Target<T>& to, int64_t token, int tokens, int64_t row, int rows) {
   for (int r = 0; r < rows; r += kLanes) {
     for (int t = 0; t < tokens; t += kLanes) {
-      write_square(sums + int64_t(r) * width + t, width, to, token + t, tokens - t < kLanes ? tokens - t : kLanes, row + r,
-                   rows - r < kLanes ? rows - r : kLanes);
+      write_square(sums + int64_t(r) * width + t, width, to, token + t, tokens - t < kLanes ? tokens - t : kLanes,
+                   row + r, rows - r < kLanes ? rows - r : kLanes);
     }
   }
 }

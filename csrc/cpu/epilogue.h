@@ -9,11 +9,16 @@ enum Activation : int { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 
 
 AJOUR_INLINE Vec activate(Vec v, int activation) {
   switch (activation) {
-    case kRelu: return max(zero(), v);
-    case kGelu: return gelu(v);
-    case kGeluTanh: return gelu_tanh(v);
-    case kSilu: return silu(v);
-    default: return v;
+    case kRelu:
+      return max(zero(), v);
+    case kGelu:
+      return gelu(v);
+    case kGeluTanh:
+      return gelu_tanh(v);
+    case kSilu:
+      return silu(v);
+    default:
+      return v;
   }
 }
 

@@ -47,7 +47,8 @@ const char* isa_name(Isa level) { return kNames[static_cast<int>(level)]; }
 
 void set_isa(const char* name) {
   for (int level = 0; level <= static_cast<int>(best_isa()); level++) {
-    if (std::strcmp(name, kNames[level]) == 0) return chosen().store(static_cast<Isa>(level), std::memory_order_relaxed);
+    if (std::strcmp(name, kNames[level]) == 0)
+      return chosen().store(static_cast<Isa>(level), std::memory_order_relaxed);
   }
   throw std::invalid_argument(std::string("this processor has no instruction set '") + name + "'; its best is " +
                               isa_name(best_isa()));

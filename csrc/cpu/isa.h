@@ -19,25 +19,29 @@ void set_isa(const char* name);
 
 }  // namespace ajour::cpu
 
-// AJOUR_PER_ISA(function, Arguments) declares ajour::cpu::<isa>::function(const Arguments&) for every level and, outside
-// of the units that are compiled once per level, ajour::cpu::function, which calls the chosen one. Use it inside
-// namespace ajour::cpu.
+// AJOUR_PER_ISA(function, Arguments) declares ajour::cpu::<isa>::function(const Arguments&) for every level and,
+// outside of the units that are compiled once per level, ajour::cpu::function, which calls the chosen one. Use it
+// inside namespace ajour::cpu.
 #define AJOUR_DECLARE_ISA(isa, function, Arguments) \
   namespace isa {                                   \
   void function(const Arguments&);                  \
   }
 #if defined(__x86_64__)
-#define AJOUR_DECLARE_ISAS(function, Arguments)        \
-  AJOUR_DECLARE_ISA(portable, function, Arguments)     \
-  AJOUR_DECLARE_ISA(avx2, function, Arguments)         \
-  AJOUR_DECLARE_ISA(avx512, function, Arguments)       \
+#define AJOUR_DECLARE_ISAS(function, Arguments)    \
+  AJOUR_DECLARE_ISA(portable, function, Arguments) \
+  AJOUR_DECLARE_ISA(avx2, function, Arguments)     \
+  AJOUR_DECLARE_ISA(avx512, function, Arguments)   \
   AJOUR_DECLARE_ISA(avx512bf16, function, Arguments)
-#define AJOUR_CALL_ISA(function, arguments)                          \
-  switch (isa()) {                                                   \
-    case Isa::avx512bf16: return avx512bf16::function(arguments);    \
-    case Isa::avx512: return avx512::function(arguments);            \
-    case Isa::avx2: return avx2::function(arguments);                \
-    default: return portable::function(arguments);                   \
+#define AJOUR_CALL_ISA(function, arguments)   \
+  switch (isa()) {                            \
+    case Isa::avx512bf16:                     \
+      return avx512bf16::function(arguments); \
+    case Isa::avx512:                         \
+      return avx512::function(arguments);     \
+    case Isa::avx2:                           \
+      return avx2::function(arguments);       \
+    default:                                  \
+      return portable::function(arguments);   \
   }
 #else
 #define AJOUR_DECLARE_ISAS(function, Arguments) AJOUR_DECLARE_ISA(portable, function, Arguments)
@@ -46,7 +50,7 @@ void set_isa(const char* name);
 #if defined(AJOUR_ISA)
 #define AJOUR_PER_ISA(function, Arguments) AJOUR_DECLARE_ISAS(function, Arguments)
 #else
-#define AJOUR_PER_ISA(function, Arguments)      \
-  AJOUR_DECLARE_ISAS(function, Arguments)       \
+#define AJOUR_PER_ISA(function, Arguments) \
+  AJOUR_DECLARE_ISAS(function, Arguments)  \
   inline void function(const Arguments& arguments) { AJOUR_CALL_ISA(function, arguments) }
 #endif

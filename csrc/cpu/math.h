@@ -15,7 +15,8 @@ AJOUR_INLINE Vec polynomial(Vec x, const float (&coefficients)[N]) {  // rising 
 AJOUR_INLINE Vec exp(Vec x) {
   constexpr float kSeries[] = {0.499999934f, 0.166665201f, 0.0416683944f, 0.00836878122f, 0.00138144591f};
   const Vec clamped = min(broadcast(88.7f), max(broadcast(-87.3f), x));
-  const Vec shifted = fma(clamped, broadcast(0x1.715476p+0f), broadcast(0x1.8p+23f));  // x / ln 2, rounded, in the low bits
+  const Vec shifted =
+      fma(clamped, broadcast(0x1.715476p+0f), broadcast(0x1.8p+23f));  // x / ln 2, rounded, in the low bits
   const Vec whole = shifted - 0x1.8p+23f;
   const Vec r = fma(whole, broadcast(-0x1.7f7d1cp-20f), fma(whole, broadcast(-0x1.62e4p-1f), clamped));
   const Vec fraction = fma(r * r, polynomial(r, kSeries), r) + 1.0f;
@@ -23,10 +24,10 @@ AJOUR_INLINE Vec exp(Vec x) {
   return x <= 88.7f ? y : x * __builtin_inff();
 }
 
-// x * Phi(x), with Phi(-a) = exp(-a p(a)) / 2: p is fitted to -log(erfc(a / sqrt 2)) / a with the error weighted by what
-// reaches the result (1.8e-9), so that one exponential serves every x and nothing cancels.
+// x * Phi(x), with Phi(-a) = exp(-a p(a)) / 2: p is fitted to -log(erfc(a / sqrt 2)) / a with the error weighted by
+// what reaches the result (1.8e-9), so that one exponential serves every x and nothing cancels.
 AJOUR_INLINE Vec gelu(Vec x) {
-  constexpr float kTail[] = {0.79788507f,    0.318303464f,    0.0363626639f,  -0.00483651411f, 2.16122867e-05f,
+  constexpr float kTail[] = {0.79788507f,     0.318303464f,    0.0363626639f,   -0.00483651411f, 2.16122867e-05f,
                              0.000178900645f, -4.6079004e-05f, 5.62152914e-06f, -2.8554614e-07f};
   const Vec a = as_floats(as_words(x) & 0x7fffffffu), near = min(broadcast(5.6f), a);
   Vec tail = 0.5f * exp(-near * polynomial(near, kTail));

@@ -1,9 +1,7 @@
-// READY: simd.h, math.h and epilogue.h stand; append what you miss at the end.
-//
-// Vectors of kLanes floats under one set of names, for AVX-512 (with and without BF16), AVX2+FMA, NEON and plain SSE2 or
-// whatever the compiler makes of a 16-byte vector. A unit that includes this is compiled once per instruction set with
-// -DAJOUR_ISA=<name>; everything here has internal linkage, so that the linker never hands an AVX-512 copy to an old CPU.
-// Arithmetic is written with operators (+ - * / < & | << ?:), as the types are GCC vectors.
+// Vectors of kLanes floats under one set of names, for AVX-512 (with and without BF16), AVX2+FMA, NEON and plain SSE2
+// or whatever the compiler makes of a 16-byte vector. A unit that includes this is compiled once per instruction set
+// with -DAJOUR_ISA=<name>; everything here has internal linkage, so that the linker never hands an AVX-512 copy to an
+// old CPU. Arithmetic is written with operators (+ - * / < & | << ?:), as the types are GCC vectors.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -40,9 +38,10 @@ struct Float16 {
   uint16_t bits;
 };
 
-typedef float Vec __attribute__((vector_size(4 * kLanes), may_alias));          // kLanes floats
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes), may_alias));     // kLanes words: indices, pairs of 16-bit floats
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), may_alias));    // kLanes 16-bit floats as bits
+typedef float Vec __attribute__((vector_size(4 * kLanes), may_alias));  // kLanes floats
+typedef uint32_t Words
+    __attribute__((vector_size(4 * kLanes), may_alias));  // kLanes words: indices, pairs of 16-bit floats
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), may_alias));  // kLanes 16-bit floats as bits
 typedef float VecAnywhere __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
 typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
 typedef uint16_t HalvesAnywhere __attribute__((vector_size(2 * kLanes), aligned(1), may_alias));
@@ -75,8 +74,8 @@ AJOUR_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 AJOUR_INLINE float sum(Vec v) {
   float parts[kLanes];
   memcpy(parts, &v, sizeof v);
-  AJOUR_UNROLL for (int step = kLanes / 2; step; step /= 2)
-    AJOUR_UNROLL for (int i = 0; i < step; i++) parts[i] += parts[i + step];
+  AJOUR_UNROLL for (int step = kLanes / 2; step; step /= 2) AJOUR_UNROLL for (int i = 0; i < step; i++) parts[i] +=
+      parts[i + step];
   return parts[0];
 }
 
@@ -105,7 +104,9 @@ AJOUR_INLINE Words load(const uint32_t* p, int count) {
   return load(lanes);
 #endif
 }
-AJOUR_INLINE Vec load(const float* p, int count) { return as_floats(load(reinterpret_cast<const uint32_t*>(p), count)); }
+AJOUR_INLINE Vec load(const float* p, int count) {
+  return as_floats(load(reinterpret_cast<const uint32_t*>(p), count));
+}
 
 AJOUR_INLINE Halves load_halves(const void* p) { return *static_cast<const HalvesAnywhere*>(p); }
 AJOUR_INLINE Halves load_halves(const void* p, int count) {
@@ -248,8 +249,8 @@ AJOUR_INLINE Vec expand(const float* p, uint32_t mask) {
 #endif
 }
 
-// Two vectors of kLanes words below 2^16 as one of halves, and what undoes it for two such vectors of halves: `low` gets the
-// pairs (first, second) of the lanes that came from `a`, `high` those from `b`. Only where dot_pairs is fast.
+// Two vectors of kLanes words below 2^16 as one of halves, and what undoes it for two such vectors of halves: `low`
+// gets the pairs (first, second) of the lanes that came from `a`, `high` those from `b`. Only where dot_pairs is fast.
 AJOUR_INLINE Words join_halves(Words a, Words b) {
 #if defined(__AVX512BW__)
   return (Words)_mm512_packus_epi32((__m512i)a, (__m512i)b);
@@ -306,8 +307,10 @@ AJOUR_INLINE void transpose(Words (&rows)[kLanes]) {
     rows[4 + i] = (Words)_mm256_permute2x128_si256(r[i], r[4 + i], 0x31);
   }
 #else
-  const Words a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5), b = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
-  const Words c = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5), d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+  const Words a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5),
+              b = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
+  const Words c = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5),
+              d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
   rows[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
   rows[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
   rows[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);

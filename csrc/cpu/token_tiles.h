@@ -17,7 +17,9 @@ struct Floats {
     const int64_t left = k - word;
     return left <= 0 ? Words{} : as_words(load(row + word, int(left < kLanes ? left : kLanes)));
   }
-  AJOUR_INLINE_MEMBER static Vec multiply_add(Words w, Words x, Vec sum) { return fma(as_floats(w), as_floats(x), sum); }
+  AJOUR_INLINE_MEMBER static Vec multiply_add(Words w, Words x, Vec sum) {
+    return fma(as_floats(w), as_floats(x), sum);
+  }
 };
 
 // ... or a pair of neighbouring bf16 columns.
@@ -36,8 +38,8 @@ struct Pairs {
   AJOUR_INLINE_MEMBER static Vec multiply_add(Words w, Words x, Vec sum) { return dot_pairs(sum, w, x); }
 };
 
-// Packs kLanes tokens into lanes 0..kLanes-1 of the columns [words][width] at `out`. Where width < kLanes the lanes beyond
-// it run into the next column, which is written later: a tile needs kLanes words of room behind it.
+// Packs kLanes tokens into lanes 0..kLanes-1 of the columns [words][width] at `out`. Where width < kLanes the lanes
+// beyond it run into the next column, which is written later: a tile needs kLanes words of room behind it.
 template <class Form, class T>
 void pack_tokens(const T* const (&rows)[kLanes], int64_t k, int64_t words, uint32_t* out, int width) {
   for (int64_t word = 0; word < words; word += kLanes) {
@@ -58,8 +60,8 @@ void pack_tokens(const T* const (&rows)[kLanes], int64_t k, int64_t words, uint3
   }
 }
 
-// For columns in pairs from anywhere: 2 * kLanes tokens of each column as halves [columns][width], ordered so that interleaving two
-// columns (zip_halves) gives pairs of the first kLanes tokens, then of the last.
+// For columns in pairs from anywhere: 2 * kLanes tokens of each column as halves [columns][width], ordered so that
+// interleaving two columns (zip_halves) gives pairs of the first kLanes tokens, then of the last.
 inline void pack_loose_tokens(const BFloat16* const (&rows)[2 * kLanes], int64_t k, int64_t columns, uint32_t* out,
                               int width) {
   for (int64_t word = 0; 2 * word < columns; word += kLanes) {

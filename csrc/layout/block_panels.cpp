@@ -27,9 +27,7 @@ int best_panel_rows(int rows) {
 // Where column `column` of row 0 of a panel stands, in values from the panel's start; row r follows at r * row_step.
 struct Place {
   explicit Place(const BlockPanels& p) : paired(p.paired), row_step(p.paired ? 2 : 1), panel_rows(p.panel_rows) {}
-  int64_t at(int64_t column) const {
-    return paired ? column / 2 * 2 * panel_rows + column % 2 : column * panel_rows;
-  }
+  int64_t at(int64_t column) const { return paired ? column / 2 * 2 * panel_rows + column % 2 : column * panel_rows; }
   bool paired;
   int row_step, panel_rows;
 };

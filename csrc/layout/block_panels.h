@@ -1,14 +1,14 @@
 // Block panels: a block-sparse weight as the CPU kernels read it, and bit for bit back.
 //
-// A block row's rows are cut into panels of `panel_rows` (1, 2, 4, 8, 16 or 32), the last one padded with zero rows that
-// no kernel stores. All panels of a block row share its list of live columns:
+// A block row's rows are cut into panels of `panel_rows` (1, 2, 4, 8, 16 or 32), the last one padded with zero rows
+// that no kernel stores. All panels of a block row share its list of live columns:
 //   values  [block rows][panels][live columns][panel_rows]; 16-bit values in pairs of columns, as vdpbf16ps reads them:
 //           [block rows][panels][live columns / 2][panel_rows][2]
 //   index   int32: n, k, rows, cols, live blocks | block offsets [block_rows + 1] | columns where each unit starts
 // A unit is a whole block's columns, or one column where pairs are needed and a block has an odd number of them: then a
-// pair joins columns of anywhere, and a row of odd length ends in a column of zeros that belongs to column k of x, where
-// the kernels' copy of x is zero too. Columns of a last block that overhangs k are zeros, and belong to column k as well or
-// follow it.
+// pair joins columns of anywhere, and a row of odd length ends in a column of zeros that belongs to column k of x,
+// where the kernels' copy of x is zero too. Columns of a last block that overhangs k are zeros, and belong to column k
+// as well or follow it.
 #pragma once
 #include <cstdint>
 
@@ -21,11 +21,11 @@ namespace ajour {
 
 struct BlockPanels {
   int64_t n, k, live;
-  int rows, cols;       // of a block
-  int panel_rows;       // rows that a panel stores
-  int panels;           // of a block row
-  int unit;             // columns that follow one another in x
-  bool paired, loose;   // 16-bit values in pairs; of columns from anywhere
+  int rows, cols;          // of a block
+  int panel_rows;          // rows that a panel stores
+  int panels;              // of a block row
+  int unit;                // columns that follow one another in x
+  bool paired, loose;      // 16-bit values in pairs; of columns from anywhere
   const int32_t* offsets;  // [block_rows + 1] blocks before each block row
   const int32_t* starts;   // [live * cols / unit]
 
@@ -62,7 +62,8 @@ int64_t block_panels_index_size(const BlockPanels& layout);
 BlockPanels read_block_panels(const int32_t* index, int itemsize);
 
 // From the canonical blocks, row_offsets and columns (layout/block.h), on torch's threads.
-void pack_block_panels(const BlockPanels& layout, const BlockTensors& tensors, int itemsize, void* values, int32_t* index);
+void pack_block_panels(const BlockPanels& layout, const BlockTensors& tensors, int itemsize, void* values,
+                       int32_t* index);
 
 // The inverse: writes blocks, row_offsets and columns.
 void unpack_block_panels(const BlockPanels& layout, const void* values, int itemsize, const BlockTensors& tensors);

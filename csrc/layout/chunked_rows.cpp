@@ -122,8 +122,7 @@ void unpack_panel(const ChunkedRows& chunked, const BitmapRows& rows, int64_t pa
   });
 }
 
-}  // namespace
-
+// How many panels the rows are cut into; fills `panels`, with room for n / kPanelAlign + 2 entries.
 int64_t cut_panels(const BitmapRows& rows, int64_t chunk_count, int64_t* panels) {
   const int64_t most = std::max<int64_t>(1, work_of(rows, chunk_count, 0, rows.n) / kLeastPanels);
   int64_t count = 0, row = 0;
@@ -143,6 +142,7 @@ int64_t cut_panels(const BitmapRows& rows, int64_t chunk_count, int64_t* panels)
   return count;
 }
 
+// Fills the cells; returns the number of visits.
 int64_t cut_cells(const BitmapRows& rows, const ChunkedRows& chunked) {
   parallel_for(0, chunked.panel_count, 1, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) {
@@ -153,7 +153,7 @@ int64_t cut_cells(const BitmapRows& rows, const ChunkedRows& chunked) {
           visits += found > 0 || c == 0;
           nonzeros += found;
         }
-        int64_t* next = const_cast<int64_t*>(chunked.cell(c, panel)) + 2;
+        int64_t* next = chunked.cell(c, panel) + 2;
         next[0] = visits;
         next[1] = nonzeros;
       }
@@ -165,15 +165,44 @@ int64_t cut_cells(const BitmapRows& rows, const ChunkedRows& chunked) {
   return chunked.cells[2 * cells];
 }
 
-void pack_chunked_rows(const BitmapRows& rows, const ChunkedRows& chunked) {
+std::vector<int64_t> room_for_panels(int64_t n) { return std::vector<int64_t>(size_t(2 * (n / kPanelAlign + 2))); }
+
+constexpr int64_t kHeader = 2;
+
+}  // namespace
+
+int64_t chunk_index_size(const BitmapRows& rows, int64_t chunk_count) {
+  std::vector<int64_t> panels = room_for_panels(rows.n);
+  const int64_t panel_count = cut_panels(rows, chunk_count, panels.data());
+  std::vector<int64_t> cells(size_t(2 * (chunk_count * panel_count + 1)));
+  const int64_t visits = cut_cells(rows, {nullptr, nullptr, panels.data(), cells.data(), nullptr, rows.n, rows.k,
+                                          panel_count, chunk_count, rows.itemsize});
+  return kHeader + 2 * (panel_count + 1) + int64_t(cells.size()) + (visits + 1) / 2;
+}
+
+ChunkedRows read_chunked_rows(void* values, uint16_t* columns, int64_t* index, int64_t n, int64_t k, int itemsize) {
+  int64_t* panels = index + kHeader;
+  int64_t* cells = panels + 2 * (index[0] + 1);
+  uint32_t* visits = reinterpret_cast<uint32_t*>(cells + 2 * (index[0] * index[1] + 1));
+  return {values, columns, panels, cells, visits, n, k, index[0], index[1], itemsize};
+}
+
+void pack_chunked_rows(const BitmapRows& rows, int64_t chunk_count, void* values, uint16_t* columns, int64_t* index) {
+  std::vector<int64_t> panels = room_for_panels(rows.n);
+  index[0] = cut_panels(rows, chunk_count, panels.data());
+  index[1] = chunk_count;
+  const ChunkedRows chunked = read_chunked_rows(values, columns, index, rows.n, rows.k, rows.itemsize);
+  std::copy_n(panels.begin(), 2 * (index[0] + 1), chunked.panels);
+  const int64_t visits = cut_cells(rows, chunked);
+  if (visits % 2) chunked.visits[visits] = 0;
   by_word(rows.itemsize, [&](auto zero) {
     using Word = decltype(zero);
     parallel_for(0, chunked.panel_count, 1, [&](int64_t first, int64_t last) {
       for (int64_t panel = first; panel < last; ++panel) pack_panel<Word>(rows, chunked, panel);
     });
     const int64_t nonzeros = rows.starts[rows.n];
-    std::fill_n(static_cast<Word*>(chunked.values) + nonzeros, kValueTail, Word(0));
-    std::fill_n(chunked.columns + nonzeros, kValueTail, uint16_t(0));
+    std::fill_n(static_cast<Word*>(values) + nonzeros, kValueTail, Word(0));
+    std::fill_n(columns + nonzeros, kValueTail, uint16_t(0));
   });
 }
 

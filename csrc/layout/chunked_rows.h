@@ -8,9 +8,10 @@
 // weight does not have.
 //   values   [nonzeros + kValueTail] of cell after cell, visit after visit, in the order of their columns
 //   columns  uint16 [nonzeros + kValueTail] (column in the chunk) * kColumnStep
-//   visits   uint32 [visits] row in the panel | non-zeros << 16
-//   cells    int64 [chunks * panels + 1][2] first visit, first value; chunk after chunk
-//   panels   int64 [panels + 1][2] first row, and a measure of the work before it, for an even split over threads
+//   index    int64: panels, chunks, and then
+//     panels   [panels + 1][2] first row, and a measure of the work before it, for an even split over threads
+//     cells    [chunks * panels + 1][2] first visit, first value; chunk after chunk
+//     visits   uint32 [visits], two to a word: row in the panel | non-zeros << 16
 #pragma once
 #include <cstdint>
 
@@ -31,29 +32,26 @@ constexpr int64_t chunks_of(int64_t k, int64_t columns) { return k > 0 ? (k + co
 struct ChunkedRows {
   void* values;
   uint16_t* columns;
+  int64_t *panels, *cells;
   uint32_t* visits;
-  int64_t* cells;
-  int64_t* panels;
   int64_t n, k, panel_count, chunk_count;
   int itemsize;
 
   int64_t chunk_columns() const { return ((k + chunk_count - 1) / chunk_count + 63) / 64 * 64; }
   int64_t first_row(int64_t panel) const { return panels[2 * panel]; }
-  int64_t work_before(int64_t panel) const { return panels[2 * panel + 1]; }
-  const int64_t* cell(int64_t chunk, int64_t panel) const { return cells + 2 * (chunk * panel_count + panel); }
+  int64_t* cell(int64_t chunk, int64_t panel) const { return cells + 2 * (chunk * panel_count + panel); }
 };
 
-// How many panels the rows are cut into, for that many chunks; fills `panels`, which must have room for
-// n / kPanelAlign + 2 entries.
-int64_t cut_panels(const BitmapRows& rows, int64_t chunk_count, int64_t* panels);
+// Entries of the index of a weight cut into that many chunks.
+int64_t chunk_index_size(const BitmapRows& rows, int64_t chunk_count);
 
-// Fills `cells` of chunk_count * panel_count + 1 entries; returns the number of visits.
-int64_t cut_cells(const BitmapRows& rows, const ChunkedRows& chunked);
+// Fills values, columns and index.
+void pack_chunked_rows(const BitmapRows& rows, int64_t chunk_count, void* values, uint16_t* columns, int64_t* index);
 
-// Fills values, columns and visits, where panels and cells are those of cut_panels and cut_cells.
-void pack_chunked_rows(const BitmapRows& rows, const ChunkedRows& chunked);
+// What an index describes.
+ChunkedRows read_chunked_rows(void* values, uint16_t* columns, int64_t* index, int64_t n, int64_t k, int itemsize);
 
-// The inverse: fills bits, starts and values of `rows`.
+// The inverse of packing: fills bits, starts and values of `rows`.
 void unpack_chunked_rows(const ChunkedRows& chunked, const BitmapRows& rows);
 
 }  // namespace ajour

@@ -112,7 +112,13 @@ def test_a_stored_zero_stays_stored(kernel: str, config: str) -> None:
 
 def test_chunks_hold_no_padding_and_list_the_longest_rows_first() -> None:
     w = weight(200, 520, 0.2, torch.float32, skew=True)
-    values, columns, visits, cells, panels = packed_as(w, "cpu_chunked", "256")[0]
+    values, columns, index = packed_as(w, "cpu_chunked", "256")[0]
+    panel_count, chunks = index[:2].tolist()
+    panels, rest = index[2 : 4 + 2 * panel_count].view(-1, 2), index[4 + 2 * panel_count :]
+    cells, visits = (
+        rest[: 2 * panel_count * chunks + 2].view(-1, 2),
+        rest[2 * panel_count * chunks + 2 :].view(torch.int32),
+    )
     nonzeros = int((w != 0).sum())
     assert values.numel() == columns.numel() == nonzeros + native.VALUE_TAIL
     counts = [visits[a:b] >> 16 for a, b in zip(cells[:-1, 0].tolist(), cells[1:, 0].tolist(), strict=True)]

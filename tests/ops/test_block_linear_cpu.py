@@ -31,6 +31,8 @@ BLOCKS = (
     *(Block(5, 7), Block(33, 3), Block(12, 4), Block(31, 32), Block(3, 5)),
 )
 
+SOME_BLOCKS = (Block(32, 32), Block(16, 16), Block(32, 1), Block(4, 1), Block(1, 2), Block(5, 7), Block(31, 32))
+
 
 @pytest.fixture(params=PRESENT)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -64,10 +66,10 @@ def ids(dtype: torch.dtype) -> str:
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("pattern", BLOCKS, ids=str)
 def test_every_block_size_is_within_the_error_rule_on_every_level(isa: str, pattern: Block, dtype: torch.dtype) -> None:
-    for turn, (n, k) in enumerate(((64, 64), (97, 131), (5, 3), (40, 259))):
+    for turn, (n, k) in enumerate(((64, 64), (97, 131), (5, 3))):
         w = draw(pattern, n, k, dtype)
         packed, table = packed_of(w, pattern)
-        for m in (1, 3, 7, 13, 97):
+        for m in (1, 5, 13, 97):
             x = torch.randn(2 * m, k + 5).to(dtype)[::2, 3 : 3 + k]
             bias = torch.randn(n).to(dtype) if m % 2 else None
             residual = torch.randn(m, n).to(dtype) if (m + turn) % 3 == 0 else None
@@ -105,7 +107,7 @@ def test_threads_share_uneven_rows_and_change_no_bit(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
-@pytest.mark.parametrize("pattern", BLOCKS, ids=str)
+@pytest.mark.parametrize("pattern", SOME_BLOCKS, ids=str)
 def test_a_dead_block_contributes_nothing_even_where_x_is_not_finite(
     isa: str, pattern: Block, dtype: torch.dtype
 ) -> None:
@@ -141,7 +143,7 @@ def at_the_end_of_a_page(t: Tensor) -> tuple[Tensor, mmap.mmap]:
 
 @pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="protects a page, which needs a Unix")
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
-@pytest.mark.parametrize("pattern", BLOCKS, ids=str)
+@pytest.mark.parametrize("pattern", SOME_BLOCKS, ids=str)
 def test_nothing_is_read_behind_x_bias_or_residual(isa: str, pattern: Block, dtype: torch.dtype) -> None:
     for n, k in ((64, 64), (37, 131)):
         packed, table = packed_of(draw(pattern, n, k, dtype, density=1.0), pattern)

@@ -1,7 +1,7 @@
 """bitmap_linear on the CPU from bitmap rows: `cpu` decodes for few rows of x, `cpu_unpack` expands for many.
 
 Packed order "cpu_rows": values [non-zeros + a tail], bits int64 [n, ceil(k / 64)], starts int64 [n + 1]
-(csrc/layout/bitmap_rows.h). It needs d + 1/32 of a dense float32 weight's bytes at density d, d + 1/16 of a 16-bit one's.
+(csrc/layout/bitmap_rows.h). At density d it needs d + 1/32 of a dense float32 weight's bytes, d + 1/16 of 16 bits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ajour.terms.row_table import RowEntry
 
 FLOATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # as the compiled part numbers them
 ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+_bitmap_linear = native.bitmap_linear
 
 FEW_ROWS = 64  # `cpu` decodes the weight anew for every 8 rows of x; `cpu_unpack` writes it out once
 SLICE_BYTES = 4 << 20  # of the weight that is dense at one time: it stays in the last-level cache
@@ -76,36 +78,31 @@ def unpack_rows(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, in
     return BitmapMatrix({name: t.to(device) for name, t in tensors.items()}, pattern, shape)
 
 
-def lend(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, n: int
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, int, int]]:
-    """x, y, bias and residual as a kernel reads them, and (bias, residual, residual's row stride) as numbers.
-
-    x: [m, k] and residual: [m, n] keep their row stride where the elements of a row are neighbours; y: [m, n] is new.
-    """
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    y = x.new_empty((x.shape[0], n))
-    at = bias_at = stride = 0
-    if bias is not None:
-        bias = bias.contiguous()
-        bias_at = bias.data_ptr()
-    if residual is not None:
-        if residual.stride(1) != 1:
-            residual = residual.contiguous()
-        at, stride = residual.data_ptr(), residual.stride(0)
-    return x, y, bias, residual, (bias_at, at, stride)
-
-
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
     values, bits, starts = packed
-    x, y, bias, residual, extras = lend(x, bias, residual, entry.n)
-    native.bitmap_linear(
-        x.data_ptr(), x.stride(0), x.shape[0], entry.n, entry.k, FLOATS[entry.dtype],
-        values.data_ptr(), bits.data_ptr(), starts.data_ptr(), *extras, ACTIVATION_CODES[activation], y.data_ptr(),
-    )  # fmt: skip
+    stride, of_one_row = x.stride()
+    if of_one_row != 1:
+        x = x.contiguous()
+        stride = entry.k
+    m, n = x.shape[0], entry.n
+    y = x.new_empty(m, n)  # 0.3 µs less than with a tuple, as is shape[0] than len (Zen 5, torch 2.13)
+    _bitmap_linear(
+        x.data_ptr(),
+        stride,
+        m,
+        n,
+        entry.k,
+        FLOATS[entry.dtype],
+        values.data_ptr(),
+        bits.data_ptr(),
+        starts.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        ACTIVATION_CODES[activation],
+        y.data_ptr(),
+    )
     return y
 
 
