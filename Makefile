@@ -44,6 +44,10 @@ bench: $(VENV)/.ajour $(VENV)/.models
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks models
 
+# address and undefined-behaviour sanitizers in a build of their own, beside the tests
+sanitize: $(VENV)/.ajour
+	bash tests/sanitizers/run.sh $(BIN)/python
+
 gpu:
 	bash benchmarks/gpu.sh $(RESULTS) $(MINUTES)
 

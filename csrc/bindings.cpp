@@ -1,6 +1,7 @@
 // The one file that knows Python: addresses in, errors out.
 #include <pybind11/pybind11.h>
 
+#include "cpu/bitmap_expand.h"
 #include "cpu/bitmap_linear.h"
 #include "cpu/block_linear.h"
 #include "cpu/chunked_linear.h"
@@ -219,8 +220,8 @@ void bind_block_linear(py::module_& m) {
       Unlocked());
 }
 
-// bitmap_linear on the CPU: its packed orders and its kernels.
-void bind_bitmap_kernels(py::module_& m) {
+// bitmap_linear on the CPU: bitmap rows, decoded for few rows of x or expanded for many.
+void bind_bitmap_rows(py::module_& m) {
   using namespace ajour;
   m.attr("VALUE_TAIL") = kValueTail;
   py::class_<BitmapRows>(m, "BitmapRows")
@@ -230,9 +231,9 @@ void bind_bitmap_kernels(py::module_& m) {
   m.def("pack_bitmap_rows", &pack_bitmap_rows, Unlocked());
   m.def("unpack_bitmap_rows", &unpack_bitmap_rows, Unlocked());
   m.def(
-      "expand_bitmap_rows",
+      "bitmap_expand",
       [](const BitmapRows& rows, int64_t first, int64_t last, Address dense) {
-        expand_bitmap_rows(rows, first, last, at(dense));
+        cpu::bitmap_expand({first, last, rows.k, rows.itemsize, rows.values, rows.bits, rows.starts, at(dense)});
       },
       Unlocked());
   m.def(
@@ -245,7 +246,11 @@ void bind_bitmap_kernels(py::module_& m) {
         if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for a copy of ", m, " rows of x");
       },
       Unlocked());
+}
 
+// bitmap_linear on the CPU: chunked rows.
+void bind_chunked_rows(py::module_& m) {
+  using namespace ajour;
   m.attr("PANEL_ALIGN") = kPanelAlign;
   m.def("chunks_of", &chunks_of);
   m.def("chunk_index_size", &chunk_index_size, Unlocked());
@@ -258,9 +263,9 @@ void bind_bitmap_kernels(py::module_& m) {
   m.def(
       "unpack_chunked_rows",
       [](Address values, Address columns, Address index, const BitmapRows& rows) {
-        unpack_chunked_rows(read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), rows.n, rows.k,
-                                              rows.itemsize),
-                            rows);
+        unpack_chunked_rows(
+            read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), rows.n, rows.k, rows.itemsize),
+            rows);
       },
       Unlocked());
   m.def(
@@ -269,9 +274,26 @@ void bind_bitmap_kernels(py::module_& m) {
          Address index, Address bias, Address residual, int activation, Address y) {
         const ChunkedRows w = read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), n, k, 0);
         bool out_of_memory = false;
-        cpu::chunked_linear({at(x), x_stride, m, n, k, dtype, w.values, w.columns, w.visits, w.cells, w.panels,
-                             w.panel_count, w.chunk_count, w.chunk_columns(), at(bias), at(residual), n, activation,
-                             at(y), &out_of_memory});
+        cpu::chunked_linear({at(x),
+                             x_stride,
+                             m,
+                             n,
+                             k,
+                             dtype,
+                             w.values,
+                             w.columns,
+                             w.visits,
+                             w.cells,
+                             w.panels,
+                             w.panel_count,
+                             w.chunk_count,
+                             w.chunk_columns(),
+                             at(bias),
+                             at(residual),
+                             n,
+                             activation,
+                             at(y),
+                             &out_of_memory});
         if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for the sums of ", n, " out features");
       },
       Unlocked());
@@ -292,7 +314,8 @@ PYBIND11_MODULE(_C, m) {
   bind_formats(m);
   bind_nm_linear(m);
   bind_block_linear(m);
-  bind_bitmap_kernels(m);
+  bind_bitmap_rows(m);
+  bind_chunked_rows(m);
 
   m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });
   m.def("best_cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::best_isa()); });

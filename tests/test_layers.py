@@ -240,3 +240,16 @@ def test_copies_are_independent() -> None:
     model = nn.Sequential(nn.Linear(32, 32))
     twin = copy.deepcopy(model)
     assert not any("tied" in str(layer.reason) for layer in find_layers(nn.ModuleList([model, twin])))
+
+
+def test_what_a_layer_holds_beside_its_weight_would_be_lost() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    model[0].register_buffer("scale", torch.ones(1))
+    model[1].norm = nn.LayerNorm(32)
+    reasons = [layer.reason for layer in find_layers(model)]
+    assert reasons == [f"it also holds {name}, which a swap would lose" for name in ("scale", "norm")]
+
+
+def test_a_layer_that_is_itself_compiled_is_kept() -> None:
+    (layer,) = find_layers(torch.compile(nn.Linear(32, 32), backend="eager"))  # type: ignore[arg-type]
+    assert "compile afterwards" in str(layer.reason)

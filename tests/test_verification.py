@@ -249,3 +249,33 @@ def test_the_report_prints_and_is_json() -> None:
     data = json.loads(report.to_json())
     assert data["ok"] is True
     assert data["layers"][0]["name"] == "up"
+
+
+class Counting(nn.Module):
+    """Writes one buffer in place and replaces another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(64, 64)
+        self.register_buffer("written", torch.zeros(1))
+        self.register_buffer("replaced", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.written += 1
+        self.replaced = self.replaced + 1
+        return self.up(x)  # type: ignore[no-any-return]
+
+
+def test_buffers_of_both_models_are_as_they_were() -> None:
+    model = prune(Counting(), NM(2, 4))
+    reference = copy.deepcopy(model)
+    assert verify(convert(model, hand_plan(model)), reference, X).ok
+    for buffer in (*model.buffers(), *reference.buffers()):
+        if buffer.shape == (1,):
+            assert buffer == 0
+            assert buffer.dtype == torch.float32
+
+
+def test_a_converted_reference_is_compared_in_its_own_dtype() -> None:
+    model, _ = pair()
+    assert verify(model, copy.deepcopy(model), X).against == "the reference"

@@ -83,16 +83,6 @@ void tiles_from_bits(const BitmapRows& rows, const BitmapTensors& t) {
   for (int64_t group = 0; group < tiles_of(rows.n) * groups; ++group) t.offsets[group + 1] += t.offsets[group];
 }
 
-template <class Word>
-void expand_row(const BitmapRows& rows, int64_t row, Word* dense) {
-  const Word* values = static_cast<const Word*>(rows.values) + rows.starts[row];
-  const uint64_t* words = rows.bits + row * row_words(rows.k);
-  std::fill(dense, dense + rows.k, Word(0));
-  for (int64_t j = 0; j < row_words(rows.k); ++j) {
-    for (uint64_t bits = words[j]; bits; bits &= bits - 1) dense[64 * j + __builtin_ctzll(bits)] = *values++;
-  }
-}
-
 }  // namespace
 
 void pack_bitmap_rows(const BitmapTensors& t, const BitmapRows& rows) {
@@ -145,17 +135,6 @@ void unpack_bitmap_rows(const BitmapRows& rows, const BitmapTensors& t) {
         }
       }
     });
-  });
-}
-
-void expand_bitmap_rows(const BitmapRows& rows, int64_t first, int64_t last, void* dense) {
-  by_word(rows.itemsize, [&](auto zero) {
-    using Word = decltype(zero);
-    parallel_for(first, last, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, rows.k)),
-                 [&](int64_t a, int64_t b) {
-                   for (int64_t row = a; row < b; ++row)
-                     expand_row(rows, row, static_cast<Word*>(dense) + (row - first) * rows.k);
-                 });
   });
 }
 

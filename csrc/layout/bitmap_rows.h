@@ -28,7 +28,4 @@ void pack_bitmap_rows(const BitmapTensors& t, const BitmapRows& rows);
 // The inverse: fills bitmaps, offsets and values of `t`.
 void unpack_bitmap_rows(const BitmapRows& rows, const BitmapTensors& t);
 
-// Writes the rows [first, last) of the dense weight [n, k] to `dense`, on torch's threads.
-void expand_bitmap_rows(const BitmapRows& rows, int64_t first, int64_t last, void* dense);
-
 }  // namespace ajour

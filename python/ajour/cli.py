@@ -1,4 +1,7 @@
-"""The command line: one verb each, no logic of its own. Exit codes: 0 fine, 1 a check failed, 2 usage, 3 environment."""
+"""The command line: one verb each, no logic of its own.
+
+Exit codes: 0 fine, 1 a check failed, 2 usage, 3 environment.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import ajour
 from ajour.integrations.loading import load_model, make_example, parse_shape
@@ -110,7 +114,7 @@ def convert(
     if plan_file is None:
         made = ajour.plan(loaded, make_example(loaded, _shape(shape)), rows=_rows(rows))
     elif plan_file.is_file():
-        made = Plan.from_json(plan_file.read_text())
+        made = Plan.from_json(plan_file.read_text(encoding="utf-8", errors="replace"))
     else:
         raise FileError(f"{plan_file} is no file; make a plan with: ajour plan MODEL -o {plan_file}")
     ajour.save(ajour.convert(loaded, made), output)
@@ -150,8 +154,8 @@ def main() -> None:
     try:
         app()
     except MachineError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(3)
     except AjourError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)

@@ -76,8 +76,8 @@ def _onednn() -> Finding:
 
 
 def _isa() -> Finding:
-    levels = ", ".join(_native.native.cpu_isas())
-    return Finding("instruction set", "ok", f"{_native.native.cpu_isa()} (built and usable here: {levels})")
+    used, best = _native.native.cpu_isa(), _native.native.best_cpu_isa()
+    return Finding("instruction set", "ok", f"{used} (the best that is built and usable here: {best})")
 
 
 def _threads() -> Finding:

@@ -11,11 +11,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ajour.formats.matrix import DTYPES
-from ajour.masks import is_prune_hook, nncf_masks, read_bias, read_weight
+from ajour.masks import PRODUCERS, is_prune_hook, nncf_masks, read_bias, read_weight
 from ajour.terms.errors import ConversionError
 from ajour.terms.row_table import parse_row_table
 
 ON_META = "its weight is on the meta device; load its values first"  # the last of all reasons: there is no other
+_MASKED = {"weight_orig", "bias_orig", "bias_mask", "parametrizations", *(p.mask for p in PRODUCERS)}
+_KNOWN_PARTS = {"weight", "bias"} | _MASKED
 SMALLEST_SIDE = 16  # bare parameters with a smaller side (positions, scales, classifiers' tokens) are no layers
 
 
@@ -126,7 +128,7 @@ def _linear(
     shape = tuple(weight.shape[::-1] if conv1d else weight.shape)
     if found.weight is None:
         shape = (int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0)))
-    reason = _attention_reason(inside_attention) or _forward_reason(module) or found.reason
+    reason = _attention_reason(inside_attention) or _wrapped_reason(name) or _forward_reason(module) or found.reason
     reason = reason or _tensor_reason(module, weight) or _tied_reason(name, twins)
     reason = reason or (ON_META if weight.is_meta else None)
 
@@ -150,6 +152,12 @@ def _any_parameter(module: nn.Module) -> Tensor:
     return next(sized, torch.empty(0, 0, device="meta")).detach()
 
 
+def _wrapped_reason(name: str) -> str | None:
+    """torch.compile's wrapper calls the module that it was made of, whatever takes its place."""
+    leaf = name.rpartition(".")[2]
+    return "torch.compile wraps this very layer; convert it first, compile afterwards" if leaf == "_orig_mod" else None
+
+
 def _attention_reason(inside: bool) -> str | None:
     if not inside:
         return None
@@ -171,7 +179,14 @@ def _forward_reason(module: nn.Module) -> str | None:
     if foreign:
         hook = getattr(foreign[0], "__name__", type(foreign[0]).__name__)
         return f"it carries the hook {hook}, which a swap would lose; remove it first"
-    return None
+    others = _others(module)
+    return f"it also holds {', '.join(others)}, which a swap would lose" if others else None
+
+
+def _others(module: nn.Module) -> list[str]:
+    """What a module holds beside weight, bias and the masks that pruning tools leave there."""
+    held = (*module._parameters, *module._buffers, *module._modules)
+    return [name for name in held if name not in _KNOWN_PARTS]
 
 
 def _tensor_reason(module: nn.Module, weight: Tensor) -> str | None:

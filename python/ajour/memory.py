@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ajour._native import native
 
+HOST = torch.device("cpu")  # said at every allocation that _C writes to: torch.set_default_device may say otherwise
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights
 
 

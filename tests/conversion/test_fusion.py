@@ -220,3 +220,34 @@ def test_a_fused_layer_trains() -> None:
     convert(model, plan_for(model, NM(2, 4)), trainable=True)
     model(x).square().sum().backward()
     torch.testing.assert_close(model.fc1.bias.grad, dense.fc1.bias.grad)
+
+
+class Feeding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.second = nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)
+        self.net = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.second(self.act(self.first(x))))  # type: ignore[no-any-return]
+
+
+class LooksInside(nn.Module):
+    """Uses a layer of its child by itself, and indexes its Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = Feeding()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.child(x) + torch.tanh(self.child.first(x)) + self.child.net[0](x)
+        return y
+
+
+def test_no_activation_is_folded_whose_layer_another_class_calls() -> None:
+    assert set(find_fusions(Feeding())) == {"first", "net.0"}
+    assert find_fusions(LooksInside()) == {}
+    model = pruned(LooksInside(), NM(2, 4)).eval()
+    x = torch.randn(3, 16)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, plan_for(model, NM(2, 4)))(x), expected)

@@ -79,7 +79,7 @@ class FailAtLine:
         self.left = n
         self.place = ""
         self.done = False
-        source = (Path(HERE) / "convert.py").read_text().splitlines()
+        source = (Path(HERE) / "converting.py").read_text().splitlines()
         self.commit = next(i for i, line in enumerate(source, 1) if "pop_all()" in line)
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
@@ -91,7 +91,7 @@ class FailAtLine:
             if self.left == 0:
                 self.place = f"{Path(file).name}:{line}"
                 raise MemoryError("injected")
-            self.done |= file.endswith("convert.py") and line == self.commit
+            self.done |= file.endswith("converting.py") and line == self.commit
         return self
 
 

@@ -130,3 +130,29 @@ def test_an_example_plans_anew(tmp_path: Path) -> None:
     assert plan.matches_device()
     assert any(choice.measurements for choice in plan.choices)
     torch.testing.assert_close(loaded(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("built_inside", [False, True])
+def test_what_is_loaded_in_inference_mode_is_of_use_outside(tmp_path: Path, built_inside: bool) -> None:
+    model = prune(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)).eval(), Unstructured(), density=0.2)
+    x = torch.randn(4, 32, requires_grad=True)
+    save(convert(model, hand_plan(model)), tmp_path / "model.safetensors")
+    with torch.inference_mode(built_inside):
+        skeleton = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)).eval()
+    with torch.inference_mode(not built_inside):
+        load(tmp_path / "model.safetensors", skeleton)
+    skeleton(x).sum().backward()
+    torch.testing.assert_close(skeleton(x), model(x))
+
+
+def test_a_default_device_changes_nothing(tmp_path: Path) -> None:
+    with torch.device("meta"):  # as skeletons are built; memory that _C writes must be the CPU's all the same
+        skeleton = nn.Sequential(nn.Linear(32, 32))
+        model = prune(nn.Sequential(nn.Linear(32, 32, device="cpu")), Unstructured(), density=0.2)
+        save(convert(model, hand_plan(model)), tmp_path / "model.safetensors")
+        load(tmp_path / "model.safetensors", skeleton)
+    x = torch.randn(4, 32)
+    assert torch.equal(skeleton(x), model(x))
+    with torch.device("meta"):
+        revert(model)
+    torch.testing.assert_close(skeleton(x), model(x))

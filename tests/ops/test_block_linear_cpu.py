@@ -34,21 +34,20 @@ BLOCKS = (
 SOME_BLOCKS = (Block(32, 32), Block(16, 16), Block(32, 1), Block(4, 1), Block(1, 2), Block(5, 7), Block(31, 32))
 
 
-@pytest.fixture(params=PRESENT)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this processor in turn."""
-    before = native.cpu_isa()
-    native.set_cpu_isa(request.param)
-    yield request.param
-    native.set_cpu_isa(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Gives torch its number of threads back."""
-    before = torch.get_num_threads()
+@pytest.fixture(autouse=True)
+def settings_of_before() -> Iterator[None]:
+    """Gives back the instruction set and torch's number of threads."""
+    isa, threads = native.cpu_isa(), torch.get_num_threads()
     yield
-    torch.set_num_threads(before)
+    native.set_cpu_isa(isa)
+    torch.set_num_threads(threads)
+
+
+def levels() -> Iterator[str]:
+    """Each instruction set of this processor in turn, in use."""
+    for level in PRESENT:
+        native.set_cpu_isa(level)
+        yield level
 
 
 def draw(pattern: Block, n: int, k: int, dtype: torch.dtype, density: float = 0.4, skew: bool = False) -> Tensor:
@@ -65,7 +64,7 @@ def ids(dtype: torch.dtype) -> str:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("pattern", BLOCKS, ids=str)
-def test_every_block_size_is_within_the_error_rule_on_every_level(isa: str, pattern: Block, dtype: torch.dtype) -> None:
+def test_every_block_size_is_within_the_error_rule_on_every_level(pattern: Block, dtype: torch.dtype) -> None:
     for turn, (n, k) in enumerate(((64, 64), (97, 131), (5, 3))):
         w = draw(pattern, n, k, dtype)
         packed, table = packed_of(w, pattern)
@@ -74,43 +73,45 @@ def test_every_block_size_is_within_the_error_rule_on_every_level(isa: str, patt
             bias = torch.randn(n).to(dtype) if m % 2 else None
             residual = torch.randn(m, n).to(dtype) if (m + turn) % 3 == 0 else None
             activation = ACTIVATIONS[(m + turn) % len(ACTIVATIONS)]
-            y = BLOCK_LINEAR.call(x, packed, bias, table, activation, residual)
-            truth(x, w, bias, residual, activation).check(y, f"{isa} {table} m={m} {activation}")
+            expected = truth(x, w, bias, residual, activation)
+            for level in levels():
+                y = BLOCK_LINEAR.call(x, packed, bias, table, activation, residual)
+                expected.check(y, f"{level} {table} m={m} {activation}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("pattern", [Block(32, 32), Block(16, 16), Block(4, 1)], ids=str)
-def test_every_number_of_rows_is_within_the_error_rule(isa: str, pattern: Block, dtype: torch.dtype) -> None:
+def test_every_number_of_rows_is_within_the_error_rule(pattern: Block, dtype: torch.dtype) -> None:
     w = draw(pattern, 70, 100, dtype)
     packed, table = packed_of(w, pattern)
     for m in (*range(1, 37), 47, 48, 49, 95, 96, 131):
         x = torch.randn(m, 100).to(dtype)
-        truth(x, w, None, None, "none").check(BLOCK_LINEAR.call(x, packed, None, table, "none"), f"{isa} m={m}")
+        expected = truth(x, w, None, None, "none")
+        for level in levels():
+            expected.check(BLOCK_LINEAR.call(x, packed, None, table, "none"), f"{level} m={m}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("pattern", [Block(32, 32), Block(16, 16), Block(4, 1), Block(5, 7)], ids=str)
-def test_threads_share_uneven_rows_and_change_no_bit(
-    isa: str, pattern: Block, dtype: torch.dtype, threads: None
-) -> None:
+def test_threads_share_uneven_rows_and_change_no_bit(pattern: Block, dtype: torch.dtype) -> None:
     w = draw(pattern, 200, 300, dtype, density=0.3, skew=True)
     w[: 2 * pattern.rows] = torch.randn(2 * pattern.rows, 300).to(dtype)  # the first rows hold most of the work
     packed, table = packed_of(w, pattern)
     for m in (1, 8, 60, 130, 192):
         x, bias = torch.randn(m, 300).to(dtype), torch.randn(200).to(dtype)
-        ys = []
-        for count in (1, 2, 3, 2):
-            torch.set_num_threads(count)
-            ys.append(BLOCK_LINEAR.call(x, packed, bias, table, "gelu"))
-        truth(x, w, bias, None, "gelu").check(ys[0], f"{isa} m={m}")
-        assert all(torch.equal(bits(ys[0]), bits(y)) for y in ys[1:]), f"{isa} m={m}"
+        expected = truth(x, w, bias, None, "gelu")
+        for level in levels():
+            ys = []
+            for count in (1, 2, 3, 2):
+                torch.set_num_threads(count)
+                ys.append(BLOCK_LINEAR.call(x, packed, bias, table, "gelu"))
+            expected.check(ys[0], f"{level} m={m}")
+            assert all(torch.equal(bits(ys[0]), bits(y)) for y in ys[1:]), f"{level} m={m}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("pattern", SOME_BLOCKS, ids=str)
-def test_a_dead_block_contributes_nothing_even_where_x_is_not_finite(
-    isa: str, pattern: Block, dtype: torch.dtype
-) -> None:
+def test_a_dead_block_contributes_nothing_even_where_x_is_not_finite(pattern: Block, dtype: torch.dtype) -> None:
     n, k = 70, 131
     w = draw(pattern, n, k, dtype)
     matrix = BlockMatrix.from_dense(w, pattern)
@@ -119,14 +120,15 @@ def test_a_dead_block_contributes_nothing_even_where_x_is_not_finite(
     live[matrix.tensors()["rows"].long(), matrix.tensors()["columns"].long()] = True
     for m in (1, 5, 20, 100):
         x = torch.randn(m, k).to(dtype)
-        y = BLOCK_LINEAR.call(x, packed, None, table, "none")
-        for column, poison in ((0, "inf"), (k // 2, "nan"), (k - 1, "-inf")):
-            poisoned = x.clone()
-            poisoned[:, column] = float(poison)
-            touched = live[:, column // pattern.cols].repeat_interleave(pattern.rows)[:n]
-            got = BLOCK_LINEAR.call(poisoned, packed, None, table, "none")
-            assert torch.equal(bits(got[:, ~touched]), bits(y[:, ~touched])), f"{isa} m={m} column {column}"
-            assert not got[:, touched].isfinite().any(), f"{isa} m={m} column {column}"
+        for level in levels():
+            y = BLOCK_LINEAR.call(x, packed, None, table, "none")
+            for column, poison in ((0, "inf"), (k // 2, "nan"), (k - 1, "-inf")):
+                poisoned = x.clone()
+                poisoned[:, column] = float(poison)
+                touched = live[:, column // pattern.cols].repeat_interleave(pattern.rows)[:n]
+                got = BLOCK_LINEAR.call(poisoned, packed, None, table, "none")
+                assert torch.equal(bits(got[:, ~touched]), bits(y[:, ~touched])), f"{level} m={m} column {column}"
+                assert not got[:, touched].isfinite().any(), f"{level} m={m} column {column}"
 
 
 def at_the_end_of_a_page(t: Tensor) -> tuple[Tensor, mmap.mmap]:
@@ -144,15 +146,16 @@ def at_the_end_of_a_page(t: Tensor) -> tuple[Tensor, mmap.mmap]:
 @pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="protects a page, which needs a Unix")
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("pattern", SOME_BLOCKS, ids=str)
-def test_nothing_is_read_behind_x_bias_or_residual(isa: str, pattern: Block, dtype: torch.dtype) -> None:
+def test_nothing_is_read_behind_x_bias_or_residual(pattern: Block, dtype: torch.dtype) -> None:
     for n, k in ((64, 64), (37, 131)):
         packed, table = packed_of(draw(pattern, n, k, dtype, density=1.0), pattern)
         for m in (1, 3, 8, 13, 100):
             tensors = [torch.randn(m, k).to(dtype), torch.randn(n).to(dtype), torch.randn(m, n).to(dtype)]
             lent = [at_the_end_of_a_page(t) for t in tensors]
-            y = BLOCK_LINEAR.call(lent[0][0], packed, lent[1][0], table, "relu", lent[2][0])
-            expected = BLOCK_LINEAR.call(tensors[0], packed, tensors[1], table, "relu", tensors[2])
-            assert torch.equal(bits(y), bits(expected))
+            for level in levels():
+                y = BLOCK_LINEAR.call(lent[0][0], packed, lent[1][0], table, "relu", lent[2][0])
+                expected = BLOCK_LINEAR.call(tensors[0], packed, tensors[1], table, "relu", tensors[2])
+                assert torch.equal(bits(y), bits(expected)), f"{level} m={m}"
 
 
 @settings(max_examples=150, deadline=None)

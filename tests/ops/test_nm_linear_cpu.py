@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from ajour._native import native
 from ajour.formats import NMMatrix
@@ -51,6 +52,16 @@ def run(matrix: NMMatrix, x: Tensor, kernel: str = "cpu", bias: Tensor | None = 
     return NM_LINEAR.call(x, packed, bias, table, activation, residual)
 
 
+def on_one_thread(x: Tensor, w: Tensor) -> Tensor:
+    """x @ w.T as torch sums it up on one thread, whose order no other thread changes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return functional.linear(x, w)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_every_pattern_is_within_the_error_rule_on_every_level(isa: str, pattern: NM, dtype: torch.dtype) -> None:
@@ -73,6 +84,21 @@ def test_every_number_of_rows_is_within_the_error_rule(isa: str, dtype: torch.dt
     for m in (*range(1, 34), 47, 97):
         x = torch.randn(m, 100).to(dtype)
         truth(x, w, None, None, "none").check(NM_LINEAR.call(x, packed, None, table, "none"), f"{isa} m={m}")
+
+
+@pytest.mark.parametrize("k", [1536, 3072, 4096, 11008])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_activations_with_outlier_columns_stay_well_within_the_error_rule(isa: str, dtype: torch.dtype, k: int) -> None:
+    """As after a trained layer's GELU, where one long chain of additions rounds at the outliers' size."""
+    w = draw(NM(2, 4), 128, k, dtype)
+    matrix, scale, ratios = NMMatrix.from_dense(w, NM(2, 4)), torch.randn(k).exp(), {}
+    for m in (1, 7, 64, 256):
+        x = (functional.gelu(torch.randn(m, k)) * scale).to(dtype)
+        exact = x.double() @ w.double().T
+        dense = float((on_one_thread(x, w).double() - exact).abs().max())
+        allowed = 2 * dense + 2**-23 * float((x.double().abs() @ w.double().abs().T).max())
+        ratios[m] = float((run(matrix, x).double() - exact).abs().max()) / allowed
+    assert max(ratios.values()) <= 0.7, f"{isa} {dtype} k={k}: error / allowed for each number of rows {ratios}"
 
 
 def test_tables_larger_than_the_scratch_are_cut_into_blocks(isa: str) -> None:

@@ -221,3 +221,11 @@ def test_a_plan_for_another_model_is_refused_by_its_first_difference(layers: lis
 def test_a_plan_fits_the_model_it_was_made_for() -> None:
     layers = [_Layer("encoder.0.fc1", (3072, 768)), _Layer("lstm.weight_ih_l0", (64, 16))]
     assert PLAN.why_not_model(layers) is None
+
+
+@pytest.mark.parametrize("margin", [-0.5, 0.0, 0.05, None])
+def test_every_margin_comes_back(margin: float | None) -> None:
+    plan = Plan((), this_device(), margin=margin)
+    assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(PlanError, match="memory"):
+        Plan.from_json(Plan((), this_device(), memory=-0.5).to_json())

@@ -101,3 +101,32 @@ def test_many_row_counts_are_thinned_out_evenly() -> None:
     assert len(planned_rows(set(range(5)), None)) == MOST_COUNTS
     assert planned_rows(set(range(1, 101)), [9, 3, 3]) == (3, 9)
     assert planned_rows({0}, None) == ()
+
+
+class _Replacing(nn.Module):
+    """Puts a new buffer in the old one's place, as dynamic position encodings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_buffers_that_the_forward_replaces_are_the_old_ones_again() -> None:
+    model = _Replacing()
+    calls = model.calls
+    _seen(model, torch.randn(2, 16))
+    assert model.calls is calls
+    assert calls == 0
+
+
+def test_a_model_made_in_inference_mode_is_watched_and_as_it_was() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert _seen(model, torch.randn(2, 16)) == {"0": {2}}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

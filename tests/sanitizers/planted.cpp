@@ -1,4 +1,5 @@
-// Two bugs, compiled into `make sanitize`'s build alone: tests/sanitizers/planted.py runs them to show that it sees such.
+// Two bugs, compiled into `make sanitize`'s build alone: tests/sanitizers/planted.py runs them to show that it sees
+// such.
 #include <cstdint>
 
 #define PLANTED extern "C" __attribute__((visibility("default"), noinline))

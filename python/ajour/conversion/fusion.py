@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ajour.conversion.activations import Folded, activation_name, has_hooks
-from ajour.conversion.source import usage
+from ajour.conversion.source import reached, usage
 from ajour.layers import is_conv1d, is_converted
 
 
@@ -40,12 +40,14 @@ def find_fusions(model: nn.Module) -> dict[str, Fusion]:
     """Layer name -> the activation that it can take over.
 
     In an nn.Sequential that runs as a whole, and in any module whose source says `self.activation(self.layer(x))` and
-    uses both nowhere else. Not where a hook sits on the activation, or it stands in the model twice.
+    uses both nowhere else, if no other class of the model reads something of either name from another module. Not where
+    a hook sits on the activation, or it stands in the model twice.
     """
+    seen = frozenset(name for kind in {type(module) for module in model.modules()} for name in reached(kind))
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     found = {}
     for path, module in model.named_modules():
-        for layer, place in _pairs(model, path, module):
+        for layer, place in _pairs(model, path, module, seen):
             activation = _at(module, place)
             name = activation_name(activation)
             alone = not isinstance(activation, nn.Module) or (places[id(activation)] == 1 and not has_hooks(activation))
@@ -61,16 +63,17 @@ def unfold(container: nn.Module, place: str) -> None:
         _put(container, place, folded.original[0])
 
 
-def _pairs(model: nn.Module, path: str, module: nn.Module) -> list[tuple[str, str]]:
+def _pairs(model: nn.Module, path: str, module: nn.Module, seen: frozenset[str]) -> list[tuple[str, str]]:
     if isinstance(module, nn.Sequential):
         names = list(module._modules)
-        return list(pairwise(names)) if _runs_whole(model, path) else []
+        return list(pairwise(names)) if _runs_whole(model, path, seen) else []
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return []
-    return [(layer, place) for layer, place, method in usage(type(module)).pairs if method not in vars(module)]
+    pairs = [(layer, place) for layer, place, method in usage(type(module)).pairs if method not in vars(module)]
+    return [pair for pair in pairs if seen.isdisjoint(pair)]
 
 
-def _runs_whole(model: nn.Module, path: str) -> bool:
+def _runs_whole(model: nn.Module, path: str, seen: frozenset[str]) -> bool:
     """Whether the Sequential at `path` is only called, never indexed or walked, as far as the model's source shows."""
     module = model.get_submodule(path)
     if type(module).forward is not nn.Sequential.forward or "forward" in vars(module):
@@ -80,8 +83,8 @@ def _runs_whole(model: nn.Module, path: str) -> bool:
     above, _, leaf = path.rpartition(".")
     container = model.get_submodule(above)
     if isinstance(container, nn.Sequential):
-        return _runs_whole(model, above)
-    return leaf in usage(type(container)).called
+        return _runs_whole(model, above, seen)
+    return leaf in usage(type(container)).called and leaf not in seen
 
 
 def _is_linear(module: nn.Module | None) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
+from types import ModuleType
 
 from torch import nn
 
@@ -31,6 +34,8 @@ class Usage:
 _FEED_FORWARD = Usage((("linear1", "activation", "_ff_block"),))
 _KNOWN: dict[type, Usage] = {nn.TransformerEncoderLayer: _FEED_FORWARD, nn.TransformerDecoderLayer: _FEED_FORWARD}
 
+_REACHED: dict[type, frozenset[str]] = {}
+
 
 @dataclass
 class _Reading:
@@ -47,16 +52,49 @@ def usage(kind: type) -> Usage:
     return _KNOWN[kind]
 
 
+def reached(kind: type) -> frozenset[str]:
+    """Names that a class reads of things other than itself, such as fc1 of `self.block.fc1(x)`; sizes aside."""
+    if kind not in _REACHED:
+        _REACHED[kind] = frozenset(_reached_by(kind))
+    return _REACHED[kind]
+
+
+def _reached_by(kind: type) -> set[str]:
+    names: set[str] = set()
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        tree = None if base.__module__.startswith("torch.") else _tree(base)
+        for method in ast.walk(tree) if tree is not None else ():
+            if isinstance(method, ast.FunctionDef) and method.name != "__init__":
+                names.update(_reached(method, vars(sys.modules[base.__module__])))
+    return names
+
+
+def _reached(method: ast.FunctionDef, known: Mapping[str, object]) -> Iterator[str]:
+    parents = {child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(method):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
+            continue
+        of, parent = node.value, parents[node]
+        library = isinstance(of, ast.Name) and (of.id == "self" or isinstance(known.get(of.id), ModuleType))
+        if not library and not (isinstance(parent, ast.Attribute) and parent.attr in _SIZES):
+            yield node.attr
+
+
+@cache
+def _tree(base: type) -> ast.Module | None:
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(base)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+
+
 def _usage(kind: type) -> Usage:
     reading = _Reading()
     bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
     methods: list[tuple[type, ast.FunctionDef]] = []
     for base in bases:
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            return Usage()
-        if not _is_what_it_says(base):
+        tree = _tree(base)
+        if tree is None or not _is_what_it_says(base):
             return Usage()
         methods += [(base, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     inherited = {name for _, method in methods for name in _supers(method)}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.matrix import Sizes, SparseMatrix
-from ajour.memory import on_host, view
+from ajour.memory import HOST, on_host, view
 from ajour.terms.pattern import Pattern, Unstructured
 
 TILE = 8  # rows and columns of a tile
@@ -33,15 +33,17 @@ class BitmapMatrix(SparseMatrix):
         cls._check_weight(w, pattern)
         device, w = w.device, on_host(w)
         sizes = _sizes_of(0, w.shape[0], w.shape[1])
-        tensors = {name: torch.empty(sizes[name][1], dtype=sizes[name][0]) for name in ("bitmaps", "offsets")}
+        tensors = {
+            name: torch.empty(sizes[name][1], dtype=sizes[name][0], device=HOST) for name in ("bitmaps", "offsets")
+        }
         nonzeros = native.find_nonzeros(view(w), tensors["bitmaps"].data_ptr(), tensors["offsets"].data_ptr())
-        tensors["values"] = torch.empty(nonzeros, dtype=w.dtype)
+        tensors["values"] = torch.empty(nonzeros, dtype=w.dtype, device=HOST)
         native.pack_bitmap(view(w), _lend(tensors))
         return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (w.shape[0], w.shape[1]))
 
     def to_dense(self) -> Tensor:
         tensors = self._on_host()
-        w = torch.empty(self.shape, dtype=self.dtype)
+        w = torch.empty(self.shape, dtype=self.dtype, device=HOST)
         native.unpack_bitmap(_lend(tensors), view(w))
         return w.to(self.device)
 

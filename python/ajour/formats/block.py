@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.matrix import Sizes, SparseMatrix
-from ajour.memory import on_host, view
+from ajour.memory import HOST, on_host, view
 from ajour.terms.pattern import Block, Pattern
 
 
@@ -31,10 +31,10 @@ class BlockMatrix(SparseMatrix):
         device, w = w.device, on_host(w)
         n, k = w.shape
         layout = _layout(pattern)
-        grid = torch.empty(layout.block_rows(n), layout.block_cols(k), dtype=torch.uint8)
+        grid = torch.empty(layout.block_rows(n), layout.block_cols(k), dtype=torch.uint8, device=HOST)
         live = native.find_blocks(layout, view(w), grid.data_ptr())
         tensors = {
-            name: torch.empty(sizes, dtype=dtype or w.dtype)
+            name: torch.empty(sizes, dtype=dtype or w.dtype, device=HOST)
             for name, (dtype, sizes) in _sizes_of(live, pattern, (n, k)).items()
         }
         native.pack_blocks(layout, view(w), grid.data_ptr(), _lend(tensors))
@@ -42,7 +42,7 @@ class BlockMatrix(SparseMatrix):
 
     def to_dense(self) -> Tensor:
         tensors = self._on_host()
-        w = torch.empty(self.shape, dtype=self.dtype)
+        w = torch.empty(self.shape, dtype=self.dtype, device=HOST)
         native.unpack_blocks(_layout(self.pattern), _lend(tensors), view(w))
         return w.to(self.device)
 

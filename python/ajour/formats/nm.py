@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.matrix import Sizes, SparseMatrix
-from ajour.memory import on_host, view
+from ajour.memory import HOST, on_host, view
 from ajour.terms.pattern import NM, Pattern
 
 
@@ -37,8 +37,8 @@ class NMMatrix(SparseMatrix):
         device, w = w.device, on_host(w)
         n, k = w.shape
         layout = _layout(pattern)
-        values = torch.empty(n, layout.kept(k), dtype=w.dtype)
-        positions = torch.empty(n, layout.position_bytes(k), dtype=torch.uint8)
+        values = torch.empty(n, layout.kept(k), dtype=w.dtype, device=HOST)
+        positions = torch.empty(n, layout.position_bytes(k), dtype=torch.uint8, device=HOST)
         native.pack_nm(layout, view(w), values.data_ptr(), positions.data_ptr())
         return cls({"values": values.to(device), "positions": positions.to(device)}, pattern, (n, k))
 
@@ -54,7 +54,7 @@ class NMMatrix(SparseMatrix):
 
     def to_dense(self) -> Tensor:
         values, positions = self._on_host().values()
-        w = torch.empty(self.shape, dtype=self.dtype)
+        w = torch.empty(self.shape, dtype=self.dtype, device=HOST)
         native.unpack_nm(_layout(self.pattern), values.data_ptr(), positions.data_ptr(), view(w))
         return w.to(self.device)
 

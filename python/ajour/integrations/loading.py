@@ -20,8 +20,8 @@ def load_model(spec: str, dtype: torch.dtype | None = None, device: str = "cpu")
         model = _from_folder(Path(spec))
     elif Path(spec).is_file():
         raise FileError(
-            f"{spec} holds weights but no model; `ajour inspect` reads it. For the rest give the folder that also holds "
-            "its config.json, or `package.module:factory`, a callable that builds the model and loads the file"
+            f"{spec} holds weights but no model; `ajour inspect` reads it. For the rest give the folder that also "
+            "holds its config.json, or `package.module:factory`, a callable that builds the model and loads the file"
         )
     else:
         model = _from_factory(spec)

@@ -33,6 +33,11 @@ def load(path: str | PathLike[str], model: nn.Module, *, plan: Plan | Any = None
     Every index, shape and dtype is checked before anything of the model changes. Raises FileError for a file that is
     damaged, of a future version or of another model, PlanError for a plan of another model or kind of device.
     """
+    with torch.inference_mode(False):  # what is made here stays: its tensors must be of use outside, too
+        return _load(path, model, plan)
+
+
+def _load(path: str | PathLike[str], model: nn.Module, plan: Plan | Any) -> nn.Module:
     saved = read_saved(path)
     places = find_places(saved, model)
     chosen = _plan(saved, plan, places)
@@ -116,12 +121,16 @@ def _build(saved: Saved, place: Place, plan: Plan | None) -> SparseLinear:
 
 
 def _fresh(others: dict[str, tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
-    """What replaces tensors on the meta device: one for one, so tied ones stay tied and the others share no memory."""
+    """What replaces tensors that can't be written, on the meta device or of inference mode.
+
+    One for one, so tied ones stay tied and the others share no memory.
+    """
     made: dict[int, Tensor] = {}
     taken: set[int] = set()
     for held, value in others.values():
-        if held.is_meta and id(held) not in made:
+        if (held.is_meta or held.is_inference()) and id(held) not in made:
             own = value.clone() if id(value) in taken else value
+            own = own if held.is_meta else own.to(held.device)
             taken.add(id(value))
             is_parameter = isinstance(held, nn.Parameter)
             made[id(held)] = nn.Parameter(own, requires_grad=held.requires_grad) if is_parameter else own

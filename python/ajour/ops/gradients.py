@@ -130,5 +130,6 @@ def linear(
         return op.call(x, packed, bias, kernels, activation, residual)
     if trained:
         _check_trainable(op, packed, kernels)
-    y: Tensor = apply_activation(_Linear.apply(op, kernels, x, bias, *packed), activation)
+    product: Tensor = _Linear.apply(op, kernels, x, bias, *packed)  # type: ignore[no-untyped-call]
+    y = apply_activation(product, activation)
     return y if residual is None else y + residual.to(y.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ajour.formats.matrix import DTYPES, SparseMatrix
+from ajour.memory import HOST
 from ajour.ops.dense import apply_activation
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
@@ -216,7 +217,8 @@ def _register_weight(op: LinearOp, table_of: Callable[[str], RowTable]) -> None:
         table = table_of(kernels)
         entry = table.entries[0]
         kernel, tensors = op.kernels[entry.kernel], packed[entry.start : entry.stop]
-        dense: Tensor = kernel.unpack(tensors, table.pattern, (table.n, table.k)).to_dense()
+        with torch.device(HOST):  # _C writes what it unpacks: torch.set_default_device may say otherwise
+            dense: Tensor = kernel.unpack(tensors, table.pattern, (table.n, table.k)).to_dense()
         return dense
 
     def fake(packed: list[Tensor], kernels: str) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ajour.formats.matrix import SparseMatrix
+from ajour.memory import HOST
 from ajour.ops.library import LinearOp
 from ajour.terms.row_table import make_row_table, parse_row_table
 
@@ -28,7 +30,8 @@ def prepare(op: LinearOp, matrix: SparseMatrix, choices: Sequence[Choice]) -> tu
         kernel = op.kernel(name)
         key = (kernel.packing, "" if kernel.packing in _CONFIG_FREE else config)
         if key not in spans:
-            tensors = kernel.prepack(matrix, config)
+            with torch.device(HOST):  # _C writes what it packs: torch.set_default_device may say otherwise
+                tensors = kernel.prepack(matrix, config)
             spans[key] = (len(packed), len(packed) + len(tensors))
             packed.extend(tensors)
         entries.append((limit, name, *spans[key], config))
@@ -41,5 +44,6 @@ def restore(op: LinearOp, packed: Sequence[Tensor], kernels: str) -> SparseMatri
     table = parse_row_table(kernels)
     entry = table.entries[0]
     tensors = packed[entry.start : entry.stop]
-    matrix: SparseMatrix = op.kernel(entry.kernel).unpack(tensors, table.pattern, (table.n, table.k))
+    with torch.device(HOST):
+        matrix: SparseMatrix = op.kernel(entry.kernel).unpack(tensors, table.pattern, (table.n, table.k))
     return matrix

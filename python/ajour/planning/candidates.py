@@ -48,9 +48,13 @@ def parse_formats(formats: Iterable[Pattern | str] | None) -> tuple[Pattern, ...
     if isinstance(formats, (str, Dense, NM, Block, Unstructured)):
         formats = [formats]
     try:
-        return tuple(parse_pattern(each) if isinstance(each, str) else each for each in formats)
-    except ValueError as error:
+        found = tuple(parse_pattern(each) if isinstance(each, str) else each for each in formats)
+    except (ValueError, TypeError) as error:
         raise PlanError(f"formats: {error}") from None
+    for each in found:
+        if not isinstance(each, (Dense, NM, Block, Unstructured)):
+            raise PlanError(f"formats: expected patterns or their names, like '2:4', found {each!r}")
+    return found
 
 
 def elements(found: Detection, pattern: Pattern) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ajour.detect import Detection, detect
 from ajour.layers import Layer, find_layers, is_converted
@@ -52,11 +54,12 @@ def plan(
     """
     if (not margin > -1 and margin != float("-inf")) or not 0 < memory < float("inf"):
         raise PlanError(f"expected margin > -1 (or -inf) and a positive memory, found margin={margin}, memory={memory}")
-    if rows is not None and (not rows or any(m < 1 for m in rows)):
-        raise PlanError(f"expected rows of at least 1, found {list(rows)}")
+    margin, memory, rows = float(margin), float(memory), None if rows is None else _whole(rows)
     if example is None and rows is None:
         raise PlanError("a plan needs an example, or the rows to plan for")
     layers = find_layers(model)
+    if example is not None and (lazy := [name for name, held in _held(model) if is_lazy(held)]):
+        raise PlanError(f"{lazy[0]!r} is not initialized yet, and planning changes nothing; run the model once first")
     seen = None if example is None else learn_rows(model, layers, example)
     device = next((layer.device for layer in layers if layer.reason is None), torch.device("cpu"))
     bar_of_sparse = None if margin == float("-inf") else margin
@@ -72,6 +75,22 @@ def plan(
         )
         planner.notes[busy] = None
     return Plan(choices, this_device(device), planner.margin, memory, tuple(planner.notes))
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _whole(rows: Iterable[int]) -> list[int]:
+    """Numbers of rows as a caller gives them; raises PlanError unless each is a whole one of at least 1."""
+    try:
+        counts = [operator.index(m) for m in rows]
+    except TypeError:
+        raise PlanError(f"expected rows as a list of whole numbers, like [1, 32], found {rows!r}") from None
+    if not counts or min(counts) < 1:
+        raise PlanError(f"expected rows of at least 1, found {counts}")
+    return counts
 
 
 @dataclass
@@ -156,13 +175,19 @@ class Planner:
             every += some
             untaken += reasons
         nothing = _nothing_sparse(found, tried, every, untaken if tried else refused)
+        if self.formats is not None and not any(not isinstance(p, Dense) for p in self.formats):
+            nothing = "formats= asks for dense alone"
         refused += untaken
         shape, dtype = tuple(subject.w.shape), subject.w.dtype
         key = (shape, dtype, rows, subject.bias is None, subject.transposed, tuple(every))
         near = (m for m in self.measured if m.key == key and abs(m.density - found.density) <= TWIN * m.density)
         twin = next(near, None)
         if twin is None:
-            times = bench.times(subject, rows, build(subject.w, every, refused.append))
+            unfit: list[str] = []
+            built = build(subject.w, every, unfit.append)
+            nothing = nothing if built or not unfit else "; ".join(unfit)
+            refused += unfit
+            times = bench.times(subject, rows, built)
             self.measured.append(Measured(subject.name, key, found.density, times))
             for reason in refused:
                 self.notes[f"{subject.name}: {reason}"] = None

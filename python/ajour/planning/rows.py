@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ def learn_rows(model: nn.Module, layers: Sequence[Layer], example: Any) -> dict[
     """
     seen: dict[str, set[int]] = {}
     watched = [layer for layer in layers if layer.reason is None]
-    with _untouched(model, watched), torch.no_grad():
+    with untouched(model, [layer.module for layer in watched]), torch.no_grad():
         handles = []
         try:
             for layer in watched:
@@ -61,11 +61,15 @@ def _watch(seen: dict[str, set[int]], name: str) -> Any:
 
 
 @contextmanager
-def _untouched(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
-    """Eval mode inside; then flags, buffers (but those of the layers, which only read theirs) and RNG as before."""
+def untouched(model: nn.Module, readers: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Eval mode inside; then flags, buffers and RNG as before. `readers` only read their own buffers: no copy is kept.
+
+    Buffers that the forward writes to get their values back, and those that it replaces are the old ones again.
+    """
     flags = {module: module.training for module in model.modules()}
-    own = {id(buffer) for layer in layers for buffer in layer.module.buffers(recurse=False)}
-    buffers = [(b, b.clone(), b._version) for b in model.buffers() if id(b) not in own and not b.is_meta]
+    own = {id(buffer) for module in readers for buffer in module.buffers(recurse=False)}
+    held = [(module._buffers, dict(module._buffers)) for module in flags]
+    buffers = [(b, b.clone(), _version(b)) for b in model.buffers() if id(b) not in own and not b.is_meta]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
@@ -75,7 +79,15 @@ def _untouched(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
-        with torch.no_grad():
-            for buffer, before, version in buffers:
-                if buffer._version != version:
+        for now, then in held:
+            if list(map(id, now.values())) != list(map(id, then.values())):
+                now.clear()
+                now.update(then)
+        for buffer, before, version in buffers:
+            if _version(buffer) != version or buffer.is_inference():
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(before)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -13,6 +13,7 @@ from ajour.terms.pattern import NM, Block, Dense, Unstructured, parse_pattern
 
 _KIND = "ajour plan"
 _PATTERNS = (Dense, NM, Block, Unstructured)
+_LEAST = {"plan.margin": -1}  # below 0, what sparse may lose; 0 for every other number
 T = TypeVar("T")
 
 
@@ -100,10 +101,10 @@ def _union(inner: tuple[Any, ...], data: Any, where: str) -> Any:
 
 
 def _scalar(kind: type, data: Any, where: str) -> Any:
-    """Every number of a plan is finite (JSON has no NaN), and none is negative."""
+    """Every number of a plan is finite (JSON has no NaN), and none but the margin is negative."""
     numbers = (int, float) if kind is float else (int,)
     fits = isinstance(data, str) if kind is str else isinstance(data, numbers) and not isinstance(data, bool)
-    if not fits or (kind is not str and not 0 <= data < 2**63):
+    if not fits or (kind is not str and not _LEAST.get(where, 0) <= data < 2**63):
         wanted = {str: "text", int: "a whole number", float: "a number"}[kind]
         raise PlanError(f"{where}: expected {wanted}{'' if kind is str else ' that is not negative'}, found {data!r}")
     return float(data) if kind is float else data

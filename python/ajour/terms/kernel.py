@@ -23,8 +23,8 @@ class Kernel:
     why_not:   None if the kernel takes the problem, else the reason in one sentence.
     prepack:   (matrix, config) -> the tensors that `run` reads, on the matrix' device.
     unpack:    (tensors, pattern, shape) -> the matrix; the bit-exact inverse of prepack, whatever the config.
-    run:       (x: [m, k], packed, bias, residual, activation, entry) -> y: [m, n], freshly allocated. No size is 0; x may
-               be strided, bias: [n] and residual: [m, n] are contiguous; dtypes, shapes and devices have been checked.
+    run:       (x: [m, k], packed, bias, residual, activation, entry) -> y: [m, n], freshly allocated. No size is 0; x
+               may be strided, bias: [n] and residual: [m, n] are contiguous; dtypes, shapes and devices were checked.
                `entry` is a RowEntry (n, k, pattern, config).
     configs:   every configuration worth timing, each a short string that `run` and `prepack` understand; the planner
                times them and writes the winner into the plan.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ajour.conversion.fast_path import notes
 from ajour.layers import find_layers
 from ajour.nn import SparseLinear
-from ajour.verification.outputs import compare, in_eval, run, run_reference
+from ajour.planning.rows import untouched
+from ajour.verification.outputs import compare, run, run_reference
 from ajour.verification.report import LayerReport, Report
 from ajour.verification.watch import Watch
 
@@ -29,7 +30,7 @@ def verify(model: nn.Module, reference: nn.Module, example: Any) -> Report:
     sparse = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     with torch.no_grad():
         dense, exact, against = run_reference(reference, example)
-        with in_eval(model), Watch(sparse) as watch:
+        with untouched(model, sparse.values()), Watch(sparse) as watch:
             outputs = run(model, example)
         error, limit = compare(outputs, dense, exact)
         weights = {layer.name: layer.weight for layer in find_layers(reference) if layer.read is not None}

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ajour.masks import is_prune_hook
-from ajour.planning.rows import call
-from ajour.terms.errors import VerificationError
+from ajour.planning.rows import call, untouched
+from ajour.terms.errors import AjourError, VerificationError
 
 
 def run_reference(reference: nn.Module, example: Any) -> tuple[list[Tensor], list[Tensor], str]:
     """The reference's outputs in its own dtype, and those to compare with."""
     inputs = tree_map(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, example)
-    with in_eval(reference):
+    with untouched(reference):
         dense = run(reference, example)
-        try:
-            with _in_float64(reference):
-                exact = run(reference, inputs)
-        except RuntimeError:  # something in it takes no float64
-            return dense, dense, "the reference"
+    try:
+        with untouched(reference), _in_float64(reference):
+            exact = run(reference, inputs)
+    except (RuntimeError, AjourError):  # something in it takes no float64, a converted layer for one
+        return dense, dense, "the reference"
     return dense, exact, "the reference in float64"
 
 
@@ -51,19 +51,6 @@ def run(model: nn.Module, example: Any) -> list[Tensor]:
     outputs = [call(model, inputs) for inputs in (example if isinstance(example, list) else [example])]
     values = tree_leaves([output.to_tuple() if hasattr(output, "to_tuple") else output for output in outputs])
     return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-
-
-@contextmanager
-def in_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode afterwards."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        for module in flags:
-            module.training = False
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def compare(outputs: list[Tensor], dense: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:

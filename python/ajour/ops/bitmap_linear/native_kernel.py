@@ -122,7 +122,7 @@ def _run_unpacked(
     y = x.new_empty((x.shape[0], n)) if n > step else None
     for first in range(0, n, step):
         last = min(n, first + step)
-        native.expand_bitmap_rows(rows, first, last, w.data_ptr())
+        native.bitmap_expand(rows, first, last, w.data_ptr())
         part: Tensor = dense.run(
             x, [w[: last - first]], None if bias is None else bias[first:last],
             None if residual is None else residual[:, first:last], activation, entry,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from stand_ins import AddKernel, FakeClock, quiet, two_of_four_model
 from torch import Tensor, nn
 
 from ajour.ops import BITMAP_LINEAR, NM_LINEAR
-from ajour.terms.errors import KernelError
+from ajour.planning.planner import plan
+from ajour.terms.errors import KernelError, PlanError
 
 
 def test_a_wrong_kernel_is_out_however_fast_it_is(clock: FakeClock, add_kernel: AddKernel) -> None:
@@ -93,3 +95,22 @@ def test_a_twins_own_output_is_checked(clock: FakeClock, add_kernel: AddKernel) 
     made = quiet(two_of_four_model(64, 64, 64), torch.randn(3, 64))
     assert [choice.op for choice in made.choices] == ["nm_linear", "dense_linear"]
     assert any(note.startswith("1: 2:4, fragile is wrong at 3 rows") for note in made.notes)
+
+
+@pytest.mark.parametrize("rows", [8, [8.0], [0], []])
+def test_rows_that_are_no_whole_numbers_are_refused(rows: object) -> None:
+    with pytest.raises(PlanError, match="expected rows"):
+        plan(nn.Linear(8, 8), torch.randn(2, 8), rows=rows, progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("formats", [[3], 3, [None]])
+def test_formats_that_are_no_patterns_are_refused(formats: object) -> None:
+    with pytest.raises(PlanError, match="formats"):
+        plan(nn.Linear(8, 8), torch.randn(2, 8), formats=formats, progress=False)  # type: ignore[arg-type]
+
+
+def test_a_lazy_model_is_refused_and_stays_lazy() -> None:
+    model = nn.Sequential(nn.LazyLinear(8))
+    with pytest.raises(PlanError, match="not initialized"):
+        plan(model, torch.randn(2, 8), progress=False)
+    assert isinstance(model[0], nn.LazyLinear)
