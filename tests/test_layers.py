@@ -197,6 +197,16 @@ def test_subclasses_with_a_forward_of_their_own_are_refused() -> None:
     assert (layer.kind, layer.reason) == ("Scaled", "Scaled has a forward of its own, so what it computes is unknown")
 
 
+class Resettable(nn.Linear):
+    def start_over(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+def test_a_subclass_with_methods_of_its_own_is_left_alone() -> None:
+    (layer,) = find_layers(nn.Sequential(Resettable(32, 32)))
+    assert layer.reason == "Resettable adds start_over to nn.Linear, which a swap would lose"
+
+
 class Renamed(nn.Linear):
     pass
 

@@ -172,3 +172,9 @@ def test_a_named_layer_that_can_t_be_pruned_is_an_error_and_nothing_changes() ->
     with pytest.raises(ConversionError, match=r"no layer matches 'encoder.\*'; the model's layers are"):
         prune(model, NM(2, 4), layers=["linear1", "encoder.*"])
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_one_glob_may_stand_alone() -> None:
+    model = prune(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)), NM(2, 4), layers="0")
+    assert int((model[0].weight == 0).sum()) == 128
+    assert not bool((model[1].weight == 0).any())

@@ -192,6 +192,14 @@ def test_an_unconverted_model_is_no_success() -> None:
     assert verify(copy.deepcopy(reference), reference, X).failures == ("no layer of the model is converted",)
 
 
+def test_a_plan_that_keeps_everything_dense_is_no_failure() -> None:
+    reference = Net()
+    model = convert(copy.deepcopy(reference), hand_plan(reference))
+    report = verify(model, reference, X)
+    assert report.ok, str(report)
+    assert report.notes == ("the model's plan keeps every layer as it is",)
+
+
 class Outputs(NamedTuple):
     y: Tensor
     ids: Tensor

@@ -5,13 +5,15 @@ from ajour.conversion import convert, revert
 from ajour.inspection import inspect
 from ajour.io import load, save
 from ajour.ops.functional import linear
+from ajour.planning.plan import Plan
 from ajour.planning.planner import plan
 from ajour.pruning import prune
+from ajour.terms import errors
 from ajour.terms.errors import AjourError
 from ajour.terms.pattern import NM, Block, Dense, Unstructured
 from ajour.verification import verify
 
 __all__ = [
     "inspect", "plan", "convert", "revert", "save", "load", "verify", "prune", "linear",
-    "Dense", "NM", "Block", "Unstructured", "formats", "nn", "AjourError",
+    "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "AjourError", "errors",
 ]  # fmt: skip

@@ -99,7 +99,7 @@ def _case(
     console: Console, dense: nn.Module, tokenizer: Any, examples: list[Any], pattern: Pattern, density: float | None
 ) -> bool:
     console.rule(f"{pattern}" + (f" at {density:.0%} density" if density else ""))
-    masked = prune(copy.deepcopy(dense), pattern, density=density, layers=["encoder.*"])
+    masked = prune(copy.deepcopy(dense), pattern, density=density, layers="encoder.*")
     made = plan(masked, examples, memory=MEMORY)
     console.print(made, highlight=False)
     best = copy.deepcopy(masked)

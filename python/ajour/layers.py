@@ -147,6 +147,14 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module).forward is nn.Linear.forward
 
 
+def _own_methods(module: nn.Module) -> list[str]:
+    """What a subclass of nn.Linear defines besides its construction; a parametrization's property is no such thing."""
+    if is_conv1d(module) or hasattr(module, "parametrizations"):
+        return []
+    classes = type(module).__mro__[: type(module).__mro__.index(nn.Linear)]
+    return [name for kind in classes for name in vars(kind) if not name.startswith("__")]
+
+
 def _any_parameter(module: nn.Module) -> Tensor:
     sized = (p for p in module.parameters() if p.dim() > 1)
     return next(sized, torch.empty(0, 0, device="meta")).detach()
@@ -169,6 +177,8 @@ def _forward_reason(module: nn.Module) -> str | None:
     name = type(module).__name__
     if not is_conv1d(module) and not _is_plain(module):
         return f"{name} has a forward of its own, so what it computes is unknown"
+    if methods := _own_methods(module):
+        return f"{name} adds {', '.join(methods)} to nn.Linear, which a swap would lose"
     if "forward" in vars(module):
         return "its forward was replaced on the instance (offloading does so), and a swap would lose that"
     hooks = [

@@ -13,7 +13,7 @@ from ajour.masks import is_prune_hook
 from ajour.terms.errors import ConversionError, PatternError
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
 
-LayerChoice = Sequence[str] | Callable[[str, nn.Module], bool]
+LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 def prune(
@@ -30,8 +30,8 @@ def prune(
               Unstructured the largest |w| of the layer. Among equals, the first in row-major order is kept.
     density:  the share of blocks or of weights that is kept, 0 to 1, rounded to a whole number of them; an N:M pattern
               has its own.
-    layers:   names and globs ("encoder.*"), or a callable (name, module) -> bool; all layers that can be converted
-              without it. What can't be converted is skipped, unless it was named in full.
+    layers:   a name or glob ("encoder.*"), several of them, or a callable (name, module) -> bool; without it all
+              layers that can be converted. What can't be converted is skipped, unless it was named in full.
     balanced: keep the same number of blocks in every block row.
 
     Raises PatternError if pattern and density don't go together, ConversionError for a layer that is named and can't be
@@ -62,6 +62,7 @@ def _check(pattern: Pattern, density: float | None, balanced: bool) -> None:
 
 
 def _chosen(found: list[Layer], layers: LayerChoice | None) -> list[Layer]:
+    layers = [layers] if isinstance(layers, str) else layers
     if callable(layers):
         chosen = [layer for layer in found if layers(layer.name, layer.module)]
     elif layers is None:

@@ -36,12 +36,14 @@ def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable:
     """Swaps the layers that the plan has an op for, in place, and returns the model.
 
     plan:      a Plan, or an example of the model's inputs, for which one is made first.
-    fuse:      an activation that provably follows a layer directly, and that nobody else sees, is folded into it.
-    trainable: the new layers hold values that can be trained, and run through the `reference` kernel; layers that the
-               plan keeps dense stay what they are.
+    fuse:      an activation that provably follows a layer directly, and that no other class of the model sees, is
+               folded into it; a part called on its own afterwards (`model[0](x)`) includes it.
+    trainable: the new layers hold values that require gradients, whatever the old weights did, and run through the
+               `reference` kernel; layers that the plan keeps dense stay what they are.
 
     Every swap is checked before the first one is made, and any failure leaves the model as it was, bit for bit.
-    Parameters are replaced: build optimizers after converting. A model that is itself one layer is returned as the new
+    Parameters are replaced: build optimizers after converting, and don't keep a layer or a weight outside the model, as
+    its dense values are freed. A model that is itself one layer is returned as the new
     layer. Fast paths of nn.TransformerEncoder, which never call their layers, are switched off.
 
     Raises PlanError for a plan made for another model or kind of device, ConversionError, naming the layer, for a swap

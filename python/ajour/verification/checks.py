@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ajour.conversion.fast_path import notes
+from ajour.conversion.recorded import plan_of
 from ajour.layers import find_layers
 from ajour.nn import SparseLinear
 from ajour.planning.rows import untouched
@@ -37,10 +38,14 @@ def verify(model: nn.Module, reference: nn.Module, example: Any) -> Report:
         layers = tuple(_layer(name, module, weights.get(name), watch) for name, module in sparse.items())
     failures = [f"outputs: the largest error is {error:.3g}, allowed are {limit:.3g}"] if not error <= limit else []
     failures += [failure for layer in layers for failure in _failures(layer, layer.name in weights)]
-    failures += [] if layers else ["no layer of the model is converted"]
+    remarks = notes(model)
+    if not layers and plan_of(model) is not None:
+        remarks.append("the model's plan keeps every layer as it is")
+    elif not layers:
+        failures.append("no layer of the model is converted")
     calls = dict(sorted(watch.ops.items()))
     held = _resident(model), _resident(reference)
-    return Report(layers, error, limit, against, calls, *held, tuple(failures), tuple(notes(model)))
+    return Report(layers, error, limit, against, calls, *held, tuple(failures), tuple(remarks))
 
 
 def _layer(name: str, module: SparseLinear, weight: Callable[[], Tensor] | None, watch: Watch) -> LayerReport:
