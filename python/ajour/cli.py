@@ -6,18 +6,19 @@ Exit codes: 0 fine, 1 a check failed, 2 usage, 3 environment.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 import ajour
-from ajour.integrations.loading import load_model, make_example, parse_shape
-from ajour.planning.plan import Plan
-from ajour.terms.errors import AjourError, FileError, MachineError
+from ajour.integrations.arguments import check_output, parse_device, parse_dtype, parse_rows, parse_shape
+from ajour.integrations.loading import load_model, make_example, read_plan
+from ajour.terms.errors import AjourError, MachineError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Pruned PyTorch models, run fast, exactly and honestly."
@@ -31,26 +32,19 @@ Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
-def _dtype(name: str) -> torch.dtype | None:
-    if not name:
-        return None
-    if name not in ("float32", "bfloat16", "float16"):
-        raise typer.BadParameter(f"{name!r} is not one of float32, bfloat16, float16")
-    return getattr(torch, name)  # type: ignore[no-any-return]
+Parsed = TypeVar("Parsed")
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def _asked(parse: Callable[[Any], Parsed], text: object) -> Parsed:
+    """parse(text); its ValueError is a usage error."""
     try:
-        return parse_shape(text)
+        return parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def _rows(text: str) -> list[int] | None:
-    try:
-        return [int(part) for part in text.split(",")] if text else None
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of row counts; expected something like 1,8,64") from None
+def _output(path: Path | None) -> Path | None:
+    return None if path is None else _asked(check_output, path)
 
 
 def _show(report: object, as_json: bool) -> None:
@@ -88,38 +82,40 @@ def plan(
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="write the plan there, as JSON")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", callback=_output, help="write the plan there, as JSON")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measures every layer on this device and says what pays."""
-    loaded = load_model(model, _dtype(dtype), device)
-    made = ajour.plan(loaded, make_example(loaded, _shape(shape)), rows=_rows(rows))
+    sides, counts = _asked(parse_shape, shape), _asked(parse_rows, rows)
+    loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
+    made = ajour.plan(loaded, _asked(partial(make_example, loaded), sides), rows=counts)
     if output is not None:
-        output.write_text(made.to_json())
+        output.write_text(made.to_json(), encoding="utf-8")
     _show(made, as_json)
 
 
 @app.command()
 def convert(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="the safetensors file to write")],
+    output: Annotated[Path, typer.Option("-o", "--output", callback=_output, help="the safetensors file to write")],
     shape: Shape = "1x128",
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
     plan_file: Annotated[Path | None, typer.Option("--plan", help="a plan made by `ajour plan -o`")] = None,
+    as_json: Json = False,
 ) -> None:
     """Plans (or takes a plan), converts, and saves one file that `ajour.load` reads."""
-    loaded = load_model(model, _dtype(dtype), device)
-    if plan_file is None:
-        made = ajour.plan(loaded, make_example(loaded, _shape(shape)), rows=_rows(rows))
-    elif plan_file.is_file():
-        made = Plan.from_json(plan_file.read_text(encoding="utf-8", errors="replace"))
-    else:
-        raise FileError(f"{plan_file} is no file; make a plan with: ajour plan MODEL -o {plan_file}")
+    sides, counts = _asked(parse_shape, shape), _asked(parse_rows, rows)
+    made = None if plan_file is None else read_plan(plan_file)
+    loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
+    if made is None:
+        made = ajour.plan(loaded, _asked(partial(make_example, loaded), sides), rows=counts)
     ajour.save(ajour.convert(loaded, made), output)
-    typer.echo(str(made))
-    typer.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    _show(made, as_json)
+    typer.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", err=as_json)
 
 
 @app.command()
@@ -132,9 +128,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compares a converted file with its dense model: outputs, formats, op calls really made, resident bytes."""
-    reference = load_model(against, _dtype(dtype), device)
-    converted = ajour.load(file, load_model(against, _dtype(dtype), device))
-    report = ajour.verify(converted, reference, make_example(reference, _shape(shape)))
+    sides = _asked(parse_shape, shape)
+    load = partial(load_model, against, _asked(parse_dtype, dtype), _asked(parse_device, device))
+    reference = load()
+    converted = ajour.load(file, load())
+    report = ajour.verify(converted, reference, _asked(partial(make_example, reference), sides))
     _show(report, as_json)
     if not report.ok:
         raise typer.Exit(1)
@@ -153,9 +151,6 @@ def main() -> None:
     """Runs the command line; every error that ajour raises on purpose becomes one line and an exit code."""
     try:
         app()
-    except MachineError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(3)
     except AjourError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(1)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(3 if isinstance(error, MachineError) else 1)

@@ -8,14 +8,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
+from ajour.importers import open_checkpoint
+from ajour.planning.plan import Plan
+from ajour.planning.rows import call, untouched
 from ajour.terms.errors import FileError, MachineError
 
+# what transformers trips over, once a folder's config or weights are not what they say
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError)
+# what a forward raises for an input of a shape that it does not take
+_UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
-def load_model(spec: str, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
-    """The model in eval mode. Raises FileError if there is none, MachineError if transformers is needed and missing."""
+
+def load_model(spec: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """The model in eval mode.
+
+    Raises FileError if there is none or it is damaged, MachineError if transformers or the device is missing.
+    """
+    device = torch.device(device)
+    _check_device(device)
     if Path(spec).is_dir():
         model = _from_folder(Path(spec))
     elif Path(spec).is_file():
@@ -28,25 +42,73 @@ def load_model(spec: str, dtype: torch.dtype | None = None, device: str = "cpu")
     return model.to(device=device, dtype=dtype).eval()
 
 
+def _check_device(device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise MachineError(
+            "torch sees no CUDA device here; install a CUDA build of torch and check the driver with nvidia-smi, "
+            "or use --device cpu"
+        )
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise MachineError(f"{device} does not exist; torch sees {torch.cuda.device_count()} CUDA devices here")
+
+
 def _from_folder(folder: Path) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder} has no config.json; expected a folder as Hugging Face's save_pretrained writes it")
     if importlib.util.find_spec("transformers") is None:
         raise MachineError("a Hugging Face folder needs transformers; install it with: pip install transformers")
+    open_checkpoint(folder)  # a damaged file is refused before transformers reads it, by a sentence that names it
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     transformers.logging.set_verbosity_error()
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    kind = transformers.AutoModel
-    for architecture in config.architectures or ():
-        kind = getattr(transformers, architecture, kind)
-    model: nn.Module = kind.from_pretrained(folder, local_files_only=True)
-    return model
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = _architecture(folder, config.architectures)
+        model, read = kind.from_pretrained(
+            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except ImportError as error:
+        raise MachineError(f"{folder} needs a package that is missing: {_one_line(error)}") from None
+    except (*_DAMAGED, StrictDataclassError) as error:
+        raise FileError(f"{folder} is no model that transformers can load: {_one_line(error)}") from None
+    _check_whole(folder, model, read)
+    return model  # type: ignore[no-any-return]
+
+
+def _architecture(folder: Path, names: list[str] | None) -> Any:
+    """The class that config.json names; AutoModel where it names none."""
+    import transformers
+
+    if not names:
+        return transformers.AutoModel
+    kind = getattr(transformers, names[0], None)
+    if not hasattr(kind, "from_pretrained"):
+        raise FileError(
+            f"{folder}: config.json asks for {names[0]!r}, which transformers {transformers.__version__} does not "
+            "have; give `package.module:factory`, a callable that builds the model"
+        )
+    return kind
+
+
+def _check_whole(folder: Path, model: nn.Module, read: dict[str, Any]) -> None:
+    """Refuses a model some of whose weights transformers has made up."""
+    other = sorted(name for name, *_ in read["mismatched_keys"])
+    if other:
+        raise FileError(f"{folder}: {other[0]} has another shape than config.json asks for ({len(other)} such tensors)")
+    if lost := sorted(read["missing_keys"]):
+        raise FileError(
+            f"{folder} lacks {len(lost)} of the tensors that {type(model).__name__} has, such as {lost[0]}; "
+            "save the whole model with save_pretrained"
+        )
 
 
 def _from_factory(spec: str) -> nn.Module:
     module_name, found, factory_name = spec.partition(":")
-    if not found:
+    if not found or not all(part.isidentifier() for part in module_name.split(".")):
         raise FileError(f"{spec!r} is no folder, no file and no `package.module:factory`")
     sys.path.insert(0, "")  # a module of the working directory, as with python -m
     try:
@@ -66,16 +128,22 @@ def _from_factory(spec: str) -> nn.Module:
     return model
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """`32x128` -> (32, 128); raises ValueError."""
-    sides = tuple(int(side) for side in text.lower().split("x"))
-    if not sides or any(side < 1 for side in sides):
-        raise ValueError(f"{text!r} is no shape; expected positive sizes like 32x128")
-    return sides
-
-
 def make_example(model: nn.Module, shape: tuple[int, ...]) -> Tensor | dict[str, Any]:
-    """Random inputs: token ids for a model whose config names a vocabulary, else normal floats of the model's dtype."""
+    """Random inputs: token ids for a model whose config names a vocabulary, else normal floats of the model's dtype.
+
+    The model runs on them once, and is as it was. Raises ValueError, with the model's own error, if it can't.
+    """
+    example = _random(model, shape)
+    try:
+        with untouched(model, ()), torch.no_grad():
+            call(model, example)
+    except _UNFIT as error:
+        sides = "x".join(map(str, shape))
+        raise ValueError(f"the model does not take an input of shape {sides}: {_one_line(error)}") from error
+    return example
+
+
+def _random(model: nn.Module, shape: tuple[int, ...]) -> Tensor | dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     first = next(model.parameters(), torch.empty(0))
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
@@ -86,3 +154,15 @@ def make_example(model: nn.Module, shape: tuple[int, ...]) -> Tensor | dict[str,
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
     return inputs
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan that `ajour plan -o` wrote; raises FileError if there is no file, PlanError if it holds no plan."""
+    if not path.is_file():
+        raise FileError(f"{path} is no file; make a plan with: ajour plan MODEL -o {path}")
+    return Plan.from_json(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _one_line(error: BaseException) -> str:
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first[:300]}"

@@ -1,0 +1,33 @@
+"""Models that a command line can name: tests/ is on the path, so `factories:pruned` builds one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ajour.pruning import prune
+from ajour.terms.pattern import NM
+
+
+def pruned() -> nn.Module:
+    """Two linear layers of 2:4 zeros; the same weights at every call."""
+    generator = torch.Generator().manual_seed(7)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32))
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) / 8)
+    prune(model, NM(2, 4))
+    return model
+
+
+def other() -> nn.Module:
+    """The same layers, one weight of which differs."""
+    model = pruned()
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1
+    return model
+
+
+def number() -> int:
+    """No model."""
+    return 3
