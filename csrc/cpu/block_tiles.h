@@ -37,58 +37,51 @@ struct Target {
 
 // Columns whose products registers add up before they join a total: in one chain of additions over all of k rounding
 // errors grow to four times those of a dense library, which adds up in blocks as well.
-constexpr int64_t kSegment = 96;
+constexpr int kSegment = 96;
 
-// Runs body(first, last) over the units of a strip in segments, each into `sums`, and leaves the totals there.
-template <int kA, int kB, class Body>
-AJOUR_INLINE void in_segments(const Strip& s, int columns, Vec (&sums)[kA][kB], const Body& body) {
-  const int64_t segment = s.unit * columns < kSegment ? kSegment / (s.unit * columns) : 1;
-  Vec totals[kA][kB];      // in the L1 cache; touched only where there is more than one segment
-  asm("" : "=m"(totals));  // never read before it is written, which the compiler fails to see
-  if (s.units > segment) {
-    AJOUR_UNROLL for (int a = 0; a < kA; a++) AJOUR_UNROLL for (int b = 0; b < kB; b++) totals[a][b] = zero();
-  }
-  for (int64_t first = 0;; first += segment) {
-    AJOUR_UNROLL for (int a = 0; a < kA; a++) AJOUR_UNROLL for (int b = 0; b < kB; b++) sums[a][b] = zero();
-    const bool is_last = s.units - first <= segment;
-    body(first, is_last ? s.units : first + segment);
-    if (is_last) break;
-    AJOUR_UNROLL for (int a = 0; a < kA; a++) AJOUR_UNROLL for (int b = 0; b < kB; b++) totals[a][b] =
-        totals[a][b] + sums[a][b];
-  }
-  if (s.units > segment) {
-    AJOUR_UNROLL for (int a = 0; a < kA; a++) AJOUR_UNROLL for (int b = 0; b < kB; b++) sums[a][b] =
-        totals[a][b] + sums[a][b];
-  }
+// A strip cut into segments of so many units, of `columns` columns to a word.
+AJOUR_INLINE int64_t segment_units(const Strip& s, int columns) {
+  return s.unit * columns < kSegment ? kSegment / (s.unit * columns) : 1;
+}
+
+// Moves `part`, a segment of `s`, on by its units, which took `words` words of weights; false past the end.
+AJOUR_INLINE bool next_segment(const Strip& s, int64_t words, Strip& part) {
+  const int64_t units = part.units, left = s.units - (part.starts - s.starts) - units;
+  if (left <= 0) return false;
+  part.starts += units;
+  part.weights += words * s.rows;
+  part.units = left < units ? left : units;
+  return true;
 }
 
 // sums[v][t] of rows v * kLanes.. (lanes) and token t; x: [words][kTokens].
 template <class Form, int kVecs, int kTokens>
-AJOUR_INLINE void rows_in_lanes(const Strip& s, int row, const uint32_t* x, Vec (&sums)[kVecs][kTokens]) {
+AJOUR_INLINE void segment_of_rows(const Strip& s, int row, const uint32_t* x, Vec (&sums)[kVecs][kTokens]) {
+  AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) sums[v][t] = zero();
   const uint32_t* weights = s.weights + row;
-  in_segments(s, Form::kColumns, sums, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
-    for (int64_t u = first; u < last; u++) {
-      const uint32_t* column = x + int64_t(uint32_t(s.starts[u]) / Form::kColumns) * kTokens;
-      for (int i = 0; i < s.unit; i++) {
-        Words w[kVecs];
-        AJOUR_UNROLL for (int v = 0; v < kVecs; v++) w[v] = load(weights + v * kLanes);
-        AJOUR_UNROLL for (int t = 0; t < kTokens; t++) {
-          const Words value = broadcast(column[t]);
-          AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[v][t] = Form::multiply_add(w[v], value, sums[v][t]);
-        }
-        column += kTokens;
-        weights += s.rows;
+  for (int64_t u = 0; u < s.units; u++) {
+    const uint32_t* column = x + int64_t(uint32_t(s.starts[u]) / Form::kColumns) * kTokens;
+    for (int i = 0; i < s.unit; i++) {
+      Words w[kVecs];
+      AJOUR_UNROLL for (int v = 0; v < kVecs; v++) w[v] = load(weights + v * kLanes);
+      AJOUR_UNROLL for (int t = 0; t < kTokens; t++) {
+        const Words value = broadcast(column[t]);
+        AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[v][t] = Form::multiply_add(w[v], value, sums[v][t]);
       }
+      column += kTokens;
+      weights += s.rows;
     }
-  });
+  }
 }
 
 // The same without packed x: token t's row of words begins at x[t]. kSplit sums for each result hide the latency of the
 // additions; they are added up in a fixed order.
 template <class Form, int kVecs, int kTokens, int kSplit>
-AJOUR_INLINE void rows_in_lanes_direct(const Strip& s, int row, const WordAnywhere* const (&x)[kTokens],
-                                       Vec (&sums)[kVecs][kTokens]) {
+AJOUR_INLINE void segment_of_rows_direct(const Strip& s, int row, const WordAnywhere* const (&x)[kTokens],
+                                         Vec (&sums)[kVecs][kTokens]) {
   Vec parts[kSplit][kVecs][kTokens];
+  AJOUR_UNROLL for (int q = 0; q < kSplit; q++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
+      AJOUR_UNROLL for (int t = 0; t < kTokens; t++) parts[q][v][t] = zero();
   const uint32_t* weights = s.weights + row;
   const auto step = [&](int q, int64_t word) __attribute__((always_inline)) {
     Words w[kVecs];
@@ -99,81 +92,135 @@ AJOUR_INLINE void rows_in_lanes_direct(const Strip& s, int row, const WordAnywhe
     }
     weights += s.rows;
   };
-  in_segments(s, Form::kColumns, sums, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
-    AJOUR_UNROLL for (int q = 0; q < kSplit; q++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-        AJOUR_UNROLL for (int t = 0; t < kTokens; t++) parts[q][v][t] = zero();
-    if (s.unit == 1) {
-      int64_t u = first;
-      for (; u + kSplit <= last; u += kSplit) {
-        AJOUR_UNROLL for (int q = 0; q < kSplit; q++) step(q, uint32_t(s.starts[u + q]) / Form::kColumns);
-      }
-      for (; u < last; u++) step(0, uint32_t(s.starts[u]) / Form::kColumns);
-    } else {
-      for (int64_t u = first; u < last; u++) {
-        const int64_t word = uint32_t(s.starts[u]) / Form::kColumns;
-        int i = 0;
-        for (; i + kSplit <= s.unit; i += kSplit) {
-          AJOUR_UNROLL for (int q = 0; q < kSplit; q++) step(q, word + i + q);
-          __builtin_prefetch(weights + 1024);
-        }
-        for (; i < s.unit; i++) step(0, word + i);
-      }
+  if (s.unit == 1) {
+    int64_t u = 0;
+    for (; u + kSplit <= s.units; u += kSplit) {
+      AJOUR_UNROLL for (int q = 0; q < kSplit; q++) step(q, uint32_t(s.starts[u + q]) / Form::kColumns);
     }
-    AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) {
-      sums[v][t] = parts[0][v][t];
-      AJOUR_UNROLL for (int q = 1; q < kSplit; q++) sums[v][t] = sums[v][t] + parts[q][v][t];
+    for (; u < s.units; u++) step(0, uint32_t(s.starts[u]) / Form::kColumns);
+  } else {
+    for (int64_t u = 0; u < s.units; u++) {
+      const int64_t word = uint32_t(s.starts[u]) / Form::kColumns;
+      int i = 0;
+      for (; i + kSplit <= s.unit; i += kSplit) {
+        AJOUR_UNROLL for (int q = 0; q < kSplit; q++) step(q, word + i + q);
+        __builtin_prefetch(weights + 1024);
+      }
+      for (; i < s.unit; i++) step(0, word + i);
     }
-  });
+  }
+  AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) {
+    sums[v][t] = parts[0][v][t];
+    AJOUR_UNROLL for (int q = 1; q < kSplit; q++) sums[v][t] = sums[v][t] + parts[q][v][t];
+  }
 }
+
+// All segments of a strip: `add` leaves one's sums in `sums`, and so do the totals.
+template <int kVecs, int kTokens, class Add>
+AJOUR_INLINE void add_segments(const Strip& s, int columns, Vec (&sums)[kVecs][kTokens], const Add& add) {
+  Strip part = s;
+  part.units = segment_units(s, columns);
+  if (s.units <= part.units) return add(s, sums);
+  Vec totals[kVecs][kTokens];
+  AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) totals[v][t] = zero();
+  do {
+    add(part, sums);
+    AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) totals[v][t] =
+        totals[v][t] + sums[v][t];
+  } while (next_segment(s, part.units * s.unit, part));
+  AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) sums[v][t] = totals[v][t];
+}
+
+template <class Form, int kVecs, int kTokens>
+AJOUR_INLINE void rows_in_lanes(const Strip& s, int row, const uint32_t* x, Vec (&sums)[kVecs][kTokens]) {
+  add_segments(s, Form::kColumns, sums,
+               [=](const Strip& part, Vec(&to)[kVecs][kTokens]) __attribute__((always_inline)) {
+                 Vec own[kVecs][kTokens];
+                 segment_of_rows<Form, kVecs, kTokens>(part, row, x, own);
+                 AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) to[v][t] =
+                     own[v][t];
+               });
+}
+
+template <class Form, int kVecs, int kTokens, int kSplit>
+AJOUR_INLINE void rows_in_lanes_direct(const Strip& s, int row, const WordAnywhere* const (&x)[kTokens],
+                                       Vec (&sums)[kVecs][kTokens]) {
+  add_segments(s, Form::kColumns, sums,
+               [&](const Strip& part, Vec(&to)[kVecs][kTokens]) __attribute__((always_inline)) {
+                 Vec own[kVecs][kTokens];
+                 segment_of_rows_direct<Form, kVecs, kTokens, kSplit>(part, row, x, own);
+                 AJOUR_UNROLL for (int v = 0; v < kVecs; v++) AJOUR_UNROLL for (int t = 0; t < kTokens; t++) to[v][t] =
+                     own[v][t];
+               });
+}
+
+AJOUR_INLINE void add_to(float* total, Vec sum, bool is_first) { store(total, is_first ? sum : load(total) + sum); }
 
 // out[r][token] of rows row + r and a tile of kVecs * kLanes tokens (lanes); x: [words][tokens].
 template <class Form, int kRows, int kVecs>
-AJOUR_INLINE void tokens_in_lanes(const Strip& s, int row, const uint32_t* x, float* out) {
+AJOUR_INLINE void segment_of_tokens(const Strip& s, int row, const uint32_t* x, bool is_first, float* out) {
   constexpr int kTokens = kVecs * kLanes;
   Vec sums[kRows][kVecs];
+  AJOUR_UNROLL for (int r = 0; r < kRows; r++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[r][v] = zero();
   const uint32_t* weights = s.weights + row;
-  in_segments(s, Form::kColumns, sums, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
-    for (int64_t u = first; u < last; u++) {
-      const uint32_t* column = x + int64_t(uint32_t(s.starts[u]) / Form::kColumns) * kTokens;
-      for (int i = 0; i < s.unit; i++) {
-        Words values[kVecs];
-        AJOUR_UNROLL for (int v = 0; v < kVecs; v++) values[v] = load(column + v * kLanes);
-        AJOUR_UNROLL for (int r = 0; r < kRows; r++) {
-          const Words w = broadcast(weights[r]);
-          AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[r][v] = Form::multiply_add(w, values[v], sums[r][v]);
-        }
-        column += kTokens;
-        weights += s.rows;
+  for (int64_t u = 0; u < s.units; u++) {
+    const uint32_t* column = x + int64_t(uint32_t(s.starts[u]) / Form::kColumns) * kTokens;
+    for (int i = 0; i < s.unit; i++) {
+      Words values[kVecs];
+      AJOUR_UNROLL for (int v = 0; v < kVecs; v++) values[v] = load(column + v * kLanes);
+      AJOUR_UNROLL for (int r = 0; r < kRows; r++) {
+        const Words w = broadcast(weights[r]);
+        AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[r][v] = Form::multiply_add(w, values[v], sums[r][v]);
       }
+      column += kTokens;
+      weights += s.rows;
     }
-  });
+  }
   AJOUR_UNROLL for (int r = 0; r < kRows; r++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-      store(out + r * kTokens + v * kLanes, sums[r][v]);
+      add_to(out + r * kTokens + v * kLanes, sums[r][v], is_first);
 }
 
 // The same for pairs of columns from anywhere; x: halves [columns][tokens] of pack_loose_tokens, an even kVecs.
 template <int kRows, int kVecs>
-AJOUR_INLINE void loose_tokens_in_lanes(const Strip& s, int row, const uint32_t* x, float* out) {
+AJOUR_INLINE void segment_of_loose_tokens(const Strip& s, int row, const uint32_t* x, bool is_first, float* out) {
   constexpr int kTokens = kVecs * kLanes;
   Vec sums[kRows][kVecs];
+  AJOUR_UNROLL for (int r = 0; r < kRows; r++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[r][v] = zero();
   const uint32_t* weights = s.weights + row;
-  in_segments(s, 1, sums, [&](int64_t first_unit, int64_t last_unit) __attribute__((always_inline)) {
-    for (int64_t u = first_unit; u < last_unit; u += 2) {
-      const uint32_t* first = x + int64_t(s.starts[u]) * (kTokens / 2);
-      const uint32_t* second = x + int64_t(u + 1 < s.units ? s.starts[u + 1] : s.zero_column) * (kTokens / 2);
-      Words values[kVecs];
-      AJOUR_UNROLL for (int v = 0; v < kVecs; v += 2) {
-        zip_halves(load(first + v / 2 * kLanes), load(second + v / 2 * kLanes), values[v], values[v + 1]);
-      }
-      AJOUR_UNROLL for (int r = 0; r < kRows; r++) {
-        const Words w = broadcast(weights[r]);
-        AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[r][v] = dot_pairs(sums[r][v], w, values[v]);
-      }
-      weights += s.rows;
+  for (int64_t u = 0; u < s.units; u += 2) {
+    const uint32_t* first = x + int64_t(s.starts[u]) * (kTokens / 2);
+    const uint32_t* second = x + int64_t(u + 1 < s.units ? s.starts[u + 1] : s.zero_column) * (kTokens / 2);
+    Words values[kVecs];
+    AJOUR_UNROLL for (int v = 0; v < kVecs; v += 2) {
+      zip_halves(load(first + v / 2 * kLanes), load(second + v / 2 * kLanes), values[v], values[v + 1]);
     }
-  });
+    AJOUR_UNROLL for (int r = 0; r < kRows; r++) {
+      const Words w = broadcast(weights[r]);
+      AJOUR_UNROLL for (int v = 0; v < kVecs; v++) sums[r][v] = dot_pairs(sums[r][v], w, values[v]);
+    }
+    weights += s.rows;
+  }
   AJOUR_UNROLL for (int r = 0; r < kRows; r++) AJOUR_UNROLL for (int v = 0; v < kVecs; v++)
-      store(out + r * kTokens + v * kLanes, sums[r][v]);
+      add_to(out + r * kTokens + v * kLanes, sums[r][v], is_first);
+}
+
+// All segments of a strip; the totals stand in `out`.
+template <class Form, int kRows, int kVecs>
+AJOUR_INLINE void tokens_in_lanes(const Strip& s, int row, const uint32_t* x, float* out) {
+  Strip part = s;
+  part.units = segment_units(s, Form::kColumns) < s.units ? segment_units(s, Form::kColumns) : s.units;
+  do {
+    segment_of_tokens<Form, kRows, kVecs>(part, row, x, part.starts == s.starts, out);
+  } while (next_segment(s, part.units * s.unit, part));
+}
+
+template <int kRows, int kVecs>
+AJOUR_INLINE void loose_tokens_in_lanes(const Strip& s, int row, const uint32_t* x, float* out) {
+  Strip part = s;
+  part.units = kSegment < s.units ? kSegment : s.units;
+  do {
+    segment_of_loose_tokens<kRows, kVecs>(part, row, x, part.starts == s.starts, out);
+  } while (next_segment(s, part.units / 2, part));
 }
 
 // Writes sums with rows in lanes for `tokens` of kTokens tokens and `count` rows from `row` on.
