@@ -1,0 +1,190 @@
+"""One weight at one number of rows: dense, every kernel and the peers timed and checked, as result rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ajour.planning.candidates import Form
+from ajour.planning.correctness import Oracle
+from ajour.planning.measuring import Built, Subject, dense_sides, sparse_side
+from ajour.planning.timing import Side, Timer, Timing, differ, measure
+from benchmarks.cases import Case
+from benchmarks.control import control_side
+from benchmarks.limits import Limits
+from benchmarks.peers import FAILURES, Peer
+
+Row = dict[str, Any]
+LARGEST_RATIO = 1e6  # what a result file says of an error that is NaN or endless
+
+
+@dataclass(frozen=True)
+class Work:
+    """What no kernel can avoid: the bytes of the weight in canonical form, and a product for each stored element."""
+
+    nbytes: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class HeldPeer:
+    """A peer with copies of the weight as it holds it; or why it can't hold it."""
+
+    peer: Peer
+    copies: Sequence[Tensor]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Copies of one weight, enough of each side's own to be cold: dense, packed dense, each sparse candidate's, each
+    peer's. pack_us: what packing took, by kernel and configuration.
+    """
+
+    dense: Sequence[Tensor]
+    panels: Sequence[Tensor]
+    sparse: Sequence[tuple[Built, list[list[Tensor]]]]
+    peers: Sequence[HeldPeer] = ()
+    pack_us: dict[tuple[str, str], float] = field(default_factory=dict)
+    refused: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A weight with zeros, a number of rows and a way to call ("eager", "graph"), measured for `seconds`."""
+
+    subject: Subject
+    case: Case
+    work: Work
+    m: int
+    mode: str
+    limits: Limits
+    timer: Timer
+    seconds: float
+    compiled: bool = False
+
+    def rows(self, held: Held) -> list[Row]:
+        """Times dense, the packed dense control and every kernel in turns; one row for each kernel and each peer.
+
+        A kernel that fails has a row too, with the reason and an endless error, and the others are measured.
+        """
+        x = self.subject.inputs(self.m)
+        dense = dense_sides(x, held.dense, None)
+        if self.compiled:
+            dense.append(_compiled_side(x, held.dense))
+        control = control_side(x, held.panels)
+        oracle = Oracle.of(x, self.subject.w, None)
+        broken = [self._broken("", "", reason) for reason in held.refused]
+        ours: list[tuple[Built, Side, float]] = []
+        for built, packs in held.sparse:
+            if self.m not in built.candidate.rows:
+                continue
+            side = sparse_side(built, x, None, packs)
+            try:
+                ratio = oracle.error_ratio(built.run(x, None))
+                self.timer(side, 0, 1)
+            except FAILURES as error:
+                broken.append(self._broken(built.candidate.kernel, built.candidate.config, first_line(error)))
+            else:
+                ours.append((built, side, ratio))
+        sides = [*dense, *control, *(side for _, side, _ in ours)]
+        timings = measure(sides, self.timer, seconds=self.seconds, give_up=False)
+        best = min(range(len(dense)), key=lambda i: timings[i].median)
+        base = {
+            "dense_us": _us(timings[best]),
+            "dense_kernel": dense[best].name,
+            "today_us": _us(timings[0]),
+            "control_us": _us(timings[len(dense)]) if control else None,
+        }
+        found = []
+        for (built, _, ratio), timing in zip(ours, timings[len(dense) + len(control) :], strict=True):
+            described = self._described(self._op, built.candidate.kernel, built.candidate.config)
+            pack_us = held.pack_us.get((built.candidate.kernel, built.candidate.config))
+            found.append({**described, **base, **self._measured(timing, timings[best], ratio), "pack_us": pack_us})
+        return found + broken + [self._peer(each, x, dense[best], oracle) for each in held.peers]
+
+    @property
+    def _op(self) -> str:
+        return Form(self.case.pattern).op.name
+
+    def _broken(self, kernel: str, config: str, reason: str) -> Row:
+        return {**self._described(self._op, kernel, config), **_not_run(reason), "error_ratio": LARGEST_RATIO}
+
+    def _peer(self, held: HeldPeer, x: Tensor, dense: Side, oracle: Oracle) -> Row:
+        """A peer beside the best dense side alone, so that a slow one takes no rounds from the kernels above."""
+        peer = held.peer
+        described = {**self._described("peer", peer.name, ""), "dense_kernel": dense.name}
+        if held.reason:
+            return {**described, **_not_run(held.reason)}
+        try:
+            prepared = peer.ready(x, held.copies[0])
+            ratio = oracle.error_ratio(peer.run(x, held.copies[0], prepared))
+            side = Side(peer.name, [partial(peer.run, x, each, prepared) for each in held.copies])
+            beside, timing = measure([dense, side], self.timer, seconds=self.seconds, give_up=False)
+        except FAILURES as error:
+            return {**described, **_not_run(first_line(error))}
+        reason = None if ratio <= 1 else f"its answer is wrong: {ratio:.3g}x the allowed error"
+        measured = self._measured(timing, beside, ratio)
+        return {**described, "dense_us": _us(beside), **measured, "reason": reason}
+
+    def _described(self, op: str, kernel: str, config: str) -> Row:
+        n, k = self.subject.w.shape
+        return {
+            "op": op,
+            "pattern": str(self.case.pattern),
+            "density": round(self.case.density, 4),
+            "mask": self.case.mask,
+            "kernel": kernel,
+            "config": config,
+            "m": self.m,
+            "n": n,
+            "k": k,
+            "dtype": str(self.subject.w.dtype).removeprefix("torch."),
+            "mode": self.mode,
+            "shape": self.subject.name,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _measured(self, timing: Timing, dense: Timing, error_ratio: float) -> Row:
+        n, k = self.subject.w.shape
+        nbytes = self.work.nbytes + self.m * (n + k) * self.subject.w.element_size()
+        limit = self.limits.us(nbytes, 2 * self.m * self.work.elements)
+        return {
+            "sparse_us": _us(timing),
+            "spread": round(max(timing.spread, dense.spread), 3),
+            "speedup": round(dense.median / timing.median, 3) if error_ratio <= 1 else None,
+            "no_difference": not differ(timing, dense),
+            "bytes": nbytes,
+            "limit_us": round(limit, 3),
+            "limit_fraction": round(limit / timing.median, 3),
+            "error_ratio": round(error_ratio, 3) if error_ratio < LARGEST_RATIO else LARGEST_RATIO,
+        }
+
+
+def _not_run(reason: str) -> Row:
+    """The figures of a peer that does not work here."""
+    names = ("dense_us", "sparse_us", "spread", "speedup", "no_difference", "limit_us", "limit_fraction", "error_ratio")
+    return {**dict.fromkeys(names), "reason": reason}
+
+
+def _compiled_side(x: Tensor, weights: Sequence[Tensor]) -> Side:
+    """torch.compile's best product for these sizes; it tunes itself on the first call, outside the clock."""
+    torch._dynamo.reset()  # it keeps only a few sizes of one function
+    compiled = torch.compile(linear, mode="max-autotune-no-cudagraphs", dynamic=False)
+    compiled(x, weights[0], None)
+    return Side("compiled", [partial(compiled, x, w, None) for w in weights])
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _us(timing: Timing) -> float:
+    return round(timing.median, 3)

@@ -1,0 +1,108 @@
+"""Layers: each row says what was measured; a wrong or failing kernel has no gain. No clock decides here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import ops
+from benchmarks.cases import tiny_case
+from benchmarks.control import control_side, panels
+from benchmarks.limits import Limits
+from benchmarks.shapes import SMOKE, TINY
+from suites import settings, spoil_block_kernel
+
+from ajour.ops import BLOCK_LINEAR
+from ajour.planning.correctness import Oracle
+
+PROMISED = {
+    "op", "pattern", "density", "mask", "kernel", "config", "m", "n", "k", "dtype", "mode", "dense_us", "dense_kernel",
+    "sparse_us", "spread", "speedup", "bytes", "limit_us", "limit_fraction", "error_ratio",
+}  # fmt: skip
+
+
+def test_the_smallest_layer_shows_what_a_call_costs(clock: None) -> None:
+    rows = [row for _, found in ops.run(settings(shapes=TINY, peers=False)) for row in found]
+    assert {(row["shape"], row["m"], row["pattern"]) for row in rows} == {("tiny", 1, str(tiny_case().pattern))}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("m", [1, 4, 8])
+def test_the_control_is_right(m: int, dtype: torch.dtype) -> None:
+    x, w = torch.randn(m, 96).to(dtype), torch.randn(64, 96).to(dtype)
+    (side,) = control_side(x, panels([w]))
+    y = side.calls[0]()
+    assert isinstance(y, torch.Tensor)
+    assert Oracle.of(x, w, None).error_ratio(y) <= 1
+
+
+def test_the_control_is_for_few_rows_on_a_cpu() -> None:
+    w = torch.randn(64, 96)
+    assert control_side(torch.randn(9, 96), panels([w])) == []
+    assert panels([torch.randn(65, 96)]) == panels([torch.randn(64, 95)]) == panels([w.half()]) == []
+
+
+def test_the_limit_is_an_empty_call_and_the_slower_of_bytes_and_products() -> None:
+    limits = Limits(bandwidth=1000.0, rate=2000.0, empty=3.0)
+    assert limits.us(50_000, 1000) == 53.0
+    assert limits.us(1000, 20_000) == 13.0
+
+
+def test_each_row_says_what_was_measured(clock: None) -> None:
+    found = [row for _, rows in ops.run(settings(peers=False)) for row in rows]
+    assert {row["m"] for row in found} == {1, 16}
+    for row in found:
+        assert set(row) >= PROMISED
+        assert (row["op"], row["pattern"], row["mask"], row["dtype"]) == (
+            "block_linear",
+            "block 32x32",
+            "random",
+            "float32",
+        )
+        assert (row["n"], row["k"]) == SMOKE["smoke"]
+        assert (row["dense_us"], row["dense_kernel"], row["today_us"], row["sparse_us"]) == (
+            100.0,
+            "onednn",
+            200.0,
+            40.0,
+        )
+        assert (row["speedup"], row["no_difference"], row["mode"], row["threads"]) == (2.5, False, "eager", 1)
+        assert 0 < row["error_ratio"] <= 1
+        assert row["limit_us"] == pytest.approx(row["limit_fraction"] * 40, abs=0.03)
+
+
+@pytest.mark.parametrize("spoil", [lambda y: y * 1.01, lambda y: y * float("nan")], ids=["scaled", "nan"])
+def test_a_wrong_kernel_has_no_speedup(
+    clock: None, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    spoil_block_kernel(monkeypatch, spoil)
+    found = [row for _, rows in ops.run(settings()) for row in rows if row["kernel"] == "cpu"]
+    assert found
+    assert all(row["speedup"] is None and row["error_ratio"] > 1 for row in found)
+
+
+def test_a_failing_kernel_has_a_row_with_its_reason_and_stops_nothing(
+    clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> torch.Tensor:
+        raise RuntimeError("no such instruction\nat 0x0")
+
+    kernel = BLOCK_LINEAR.kernels["cpu"]
+    monkeypatch.setitem(BLOCK_LINEAR.kernels, "cpu", replace(kernel, run=fail))
+    found = [row for _, rows in ops.run(settings(peers=False)) for row in rows]
+    assert {row["m"] for row in found} == {1, 16}
+    assert all(
+        (row["reason"], row["sparse_us"], row["speedup"]) == ("no such instruction", None, None) for row in found
+    )
+    assert all(row["error_ratio"] > 1 for row in found)
+
+
+def test_rows_can_be_asked_for_and_threads_are_given_back(clock: None) -> None:
+    before = torch.get_num_threads()
+    other = 1 if before > 1 else 2
+    found = [row for _, rows in ops.run(settings(rows=[3], threads=[other])) for row in rows]
+    assert {(row["m"], row["threads"]) for row in found} == {(3, other)}
+    assert torch.get_num_threads() == before
