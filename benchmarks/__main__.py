@@ -55,6 +55,7 @@ def _suite(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=0.3, help="time for each cell")
     add("--modes", default="", help="graph, eager or both on a GPU; default: both")
     add("--commit", default="", metavar="SHA", help="what is measured, where there is no .git to ask")
+    add("--no-gradients", action="store_true", help="leave the products of training out (ops)")
     add("--no-peers", action="store_true", help="leave torch's own sparse tensors out (ops)")
     add("--no-compile", action="store_true", help="leave torch.compile out, which tunes itself for every cell")
 
@@ -158,6 +159,7 @@ def _ops(asked: argparse.Namespace, device: torch.device, threads: list[int], co
         seconds=0.002 if asked.smoke else asked.seconds,
         smoke=asked.smoke,
         peers=not asked.no_peers,
+        gradients=not asked.no_gradients,
         compiled=device.type == "cuda" and not asked.no_compile,
         modes=_modes(asked, device),
     )

@@ -66,7 +66,7 @@ def tiny_case() -> Case:
 def smoke_cases() -> list[Case]:
     """One of each kind."""
     return [
-        Case(Block(32, 32), 0.25, "random", (1, 16)),
+        Case(Block(32, 32), 0.25, "random", (1, 16, 128)),
         Case(Unstructured(), 0.25, "skewed", (1, 16)),
         Case(NM(2, 4), 0.5, "random", (1, 16)),
     ]

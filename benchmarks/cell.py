@@ -97,16 +97,16 @@ class Cell:
         timings = measure(sides, self.timer, seconds=self.seconds, give_up=False)
         best = min(range(len(dense)), key=lambda i: timings[i].median)
         base = {
-            "dense_us": _us(timings[best]),
+            "dense_us": us(timings[best]),
             "dense_kernel": dense[best].name,
-            "today_us": _us(timings[0]),
-            "control_us": _us(timings[len(dense)]) if control else None,
+            "today_us": us(timings[0]),
+            "control_us": us(timings[len(dense)]) if control else None,
         }
         found = []
         for (built, _, ratio), timing in zip(ours, timings[len(dense) + len(control) :], strict=True):
-            described = self._described(self._op, built.candidate.kernel, built.candidate.config)
+            described = self.described(self._op, built.candidate.kernel, built.candidate.config)
             pack_us = held.pack_us.get((built.candidate.kernel, built.candidate.config))
-            found.append({**described, **base, **self._measured(timing, timings[best], ratio), "pack_us": pack_us})
+            found.append({**described, **base, **self.measured(timing, timings[best], ratio), "pack_us": pack_us})
         return found + broken + [self._peer(each, x, dense[best], oracle) for each in held.peers]
 
     @property
@@ -114,26 +114,27 @@ class Cell:
         return Form(self.case.pattern).op.name
 
     def _broken(self, kernel: str, config: str, reason: str) -> Row:
-        return {**self._described(self._op, kernel, config), **_not_run(reason), "error_ratio": LARGEST_RATIO}
+        return {**self.described(self._op, kernel, config), **not_run(reason), "error_ratio": LARGEST_RATIO}
 
     def _peer(self, held: HeldPeer, x: Tensor, dense: Side, oracle: Oracle) -> Row:
         """A peer beside the best dense side alone, so that a slow one takes no rounds from the kernels above."""
         peer = held.peer
-        described = {**self._described("peer", peer.name, ""), "dense_kernel": dense.name}
+        described = {**self.described("peer", peer.name, ""), "dense_kernel": dense.name}
         if held.reason:
-            return {**described, **_not_run(held.reason)}
+            return {**described, **not_run(held.reason)}
         try:
             prepared = peer.ready(x, held.copies[0])
             ratio = oracle.error_ratio(peer.run(x, held.copies[0], prepared))
             side = Side(peer.name, [partial(peer.run, x, each, prepared) for each in held.copies])
             beside, timing = measure([dense, side], self.timer, seconds=self.seconds, give_up=False)
         except FAILURES as error:
-            return {**described, **_not_run(first_line(error))}
+            return {**described, **not_run(first_line(error))}
         reason = None if ratio <= 1 else f"its answer is wrong: {ratio:.3g}x the allowed error"
-        measured = self._measured(timing, beside, ratio)
-        return {**described, "dense_us": _us(beside), **measured, "reason": reason}
+        measured = self.measured(timing, beside, ratio)
+        return {**described, "dense_us": us(beside), **measured, "reason": reason}
 
-    def _described(self, op: str, kernel: str, config: str) -> Row:
+    def described(self, op: str, kernel: str, config: str) -> Row:
+        """What was measured."""
         n, k = self.subject.w.shape
         return {
             "op": op,
@@ -151,12 +152,13 @@ class Cell:
             "threads": torch.get_num_threads(),
         }
 
-    def _measured(self, timing: Timing, dense: Timing, error_ratio: float) -> Row:
+    def measured(self, timing: Timing, dense: Timing, error_ratio: float, products: int = 1) -> Row:
+        """The figures; products: how many of this size were timed together."""
         n, k = self.subject.w.shape
-        nbytes = self.work.nbytes + self.m * (n + k) * self.subject.w.element_size()
-        limit = self.limits.us(nbytes, 2 * self.m * self.work.elements)
+        nbytes = products * (self.work.nbytes + self.m * (n + k) * self.subject.w.element_size())
+        limit = self.limits.us(nbytes, products * 2 * self.m * self.work.elements)
         return {
-            "sparse_us": _us(timing),
+            "sparse_us": us(timing),
             "spread": round(max(timing.spread, dense.spread), 3),
             "speedup": round(dense.median / timing.median, 3) if error_ratio <= 1 else None,
             "no_difference": not differ(timing, dense),
@@ -167,7 +169,7 @@ class Cell:
         }
 
 
-def _not_run(reason: str) -> Row:
+def not_run(reason: str) -> Row:
     """The figures of a peer that does not work here."""
     names = ("dense_us", "sparse_us", "spread", "speedup", "no_difference", "limit_us", "limit_fraction", "error_ratio")
     return {**dict.fromkeys(names), "reason": reason}
@@ -186,5 +188,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _us(timing: Timing) -> float:
+def us(timing: Timing) -> float:
+    """The median, rounded as a result file holds it."""
     return round(timing.median, 3)

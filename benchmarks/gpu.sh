@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, the largest unknown first; what is done is kept: gpu.sh RESULTS MINUTES [STEPS]
-# STEPS are some of: build tests sanitizer decode blocks prefill calls models train counters. A step that fails or runs
+# STEPS are some of: build tests sanitizer decode blocks prefill training calls models train counters. A step that fails or runs
 # out of time stops no other one, but without a build there is nothing to measure. COMMIT names the commit where .git is
 # missing. The card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
 deadline=$((SECONDS + ${2:-9} * 60 - 10))  # ten seconds for whoever collects the results
-steps=${3:-build tests sanitizer decode blocks prefill calls models train counters}
+steps=${3:-build tests sanitizer decode blocks prefill training calls models train counters}
 cd "$(dirname "$0")/.." || exit 2
 log=$results/log.txt
 failed=0
@@ -72,10 +72,12 @@ done
 # torch.compile tunes itself for seconds in every cell; the first figures come without it
 measure decode 120 ops --modes graph --no-compile --rows 1,8,16,32,64 --only '2:4,1:4,unstructured' \
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
-measure blocks 90 ops --modes graph --no-compile --only 'block 64x64,block 128x128,block 32x32,block 16x16' \
+measure blocks 90 ops --modes graph --no-compile --no-gradients --only 'block 64x64,block 128x128,block 32x32,block 16x16' \
   --rows 64,512,2048,8192 --shapes 'MLP 4096x16384,Llama-3-8B up,Llama-3-70B up' --seconds 0.1
 measure prefill 60 ops --modes graph --no-compile --only 2:4 --rows 256,512,1024,2048,4096,8192 \
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
+measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x64 10% random' --rows 8192 \
+  --shapes 'MLP 4096x16384' --seconds 0.1
 measure calls 20 ops --modes eager --no-compile --no-peers --shapes tiny
 measure models 120 models --only 'Llama-3-8B' --no-compile
 measure train 60 train

@@ -19,6 +19,7 @@ from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, cpu_time
 from benchmarks.cases import Case, pruned, tiny_case
 from benchmarks.cell import Cell, Held, HeldPeer, Row, Work, first_line
 from benchmarks.control import panels
+from benchmarks.gradients import gradient_rows, trained
 from benchmarks.limits import Limits, measured
 from benchmarks.peers import FAILURES, Peer, held_bytes, peers_for
 from benchmarks.shapes import TINY
@@ -30,8 +31,8 @@ PACKED_ONCE_MORE = 1 << 24  # elements up to which packing is timed on its own
 @dataclass(frozen=True)
 class Settings:
     """What to measure. only: cells whose name holds one of these texts; seconds: for each cell; smoke: only that it
-    works; peers: torch's own sparse tensors too; compiled: torch.compile's dense too, tuned for every cell; modes:
-    "eager", and "graph" for replays of a CUDA graph.
+    works; peers: torch's own sparse tensors too; gradients: what training takes, too; compiled: torch.compile's dense
+    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph.
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -44,6 +45,7 @@ class Settings:
     seconds: float = 0.3
     smoke: bool = False
     peers: bool = True
+    gradients: bool = True
     compiled: bool = False
     modes: Sequence[str] = ("eager",)
 
@@ -102,6 +104,10 @@ def _shape(
                     settings.compiled,
                 )  # fmt: skip
                 yield f"{name} {case} at {m} rows", cell.rows(held)
+        for m in trained(case, rows) if settings.gradients else ():
+            timer = settings.timer("eager")
+            cell = Cell(subject, case, work, m, "eager", limits[settings.modes[-1]], timer, settings.seconds)
+            yield f"{name} {case} at {m} rows", gradient_rows(cell, weights, _count(settings, work.nbytes))
 
 
 def _built(settings: Settings, subject: Subject, case: Case, rows: Sequence[int]) -> tuple[list[Built], list[str]]:

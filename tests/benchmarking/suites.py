@@ -28,7 +28,9 @@ def told(side: Side, first: int, count: int) -> float:
 
 def settings(**changes: Any) -> ops.Settings:
     """The block case on the smoke shape in float32."""
-    return replace(ops.Settings(SMOKE, smoke_cases()[:1], [torch.float32], [1], CPU, smoke=True), **changes)
+    return replace(
+        ops.Settings(SMOKE, smoke_cases()[:1], [torch.float32], [1], CPU, smoke=True, gradients=False), **changes
+    )
 
 
 def run_command(*arguments: str) -> tuple[int, str]:
