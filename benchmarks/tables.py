@@ -17,7 +17,8 @@ def line(name: str, row: Row) -> str:
     about = f"T={row['threads']} {row['dtype']} {name}, {_who(row)}"
     if row.get("sparse_us") is None:
         return f"{about}: not run: {row['reason']}"
-    speed = "wrong" if row["speedup"] is None else "no difference" if row["no_difference"] else f"{row['speedup']:.2f}x"
+    unsure = row.get("no_difference")
+    speed = "wrong" if row["speedup"] is None else "no difference" if unsure else f"{row['speedup']:.2f}x"
     figures = [f"{row['dense_us']:,.1f} → {row['sparse_us']:,.1f} µs", speed]
     if row.get("limit_fraction") is not None:
         figures.append(f"{row['limit_fraction']:.0%} of the limit")

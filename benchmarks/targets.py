@@ -40,7 +40,8 @@ class Target:
 
     where:     field -> value, list of values, or {min, max}; of the rows of `suite` those that count.
     metric:    a field, or "over NAME": NAME's time (a field NAME_us, or a peer of that name) over ours, or
-               "scaling": one thread's time over this one's, or "call_us": what a call takes longer than torch's.
+               "scaling": one thread's time over this one's, or "call_us": what a call takes longer than torch's, or
+               "gain_times_density": 1 where time is in proportion to what is kept.
     aggregate: of the cells' values; a cell counts with its best kernel, or (`every`) with its worst. A wrong answer is
                worth nothing.
     cells:     how many cells there must be, else it is not measured.
@@ -149,6 +150,8 @@ def _value(row: Row, metric: str, rows: Iterable[Row]) -> float | None:
     """The metric of a row with a right answer; None where the row does not say."""
     if metric == "scaling":
         return _over(row, (each for each in rows if each.get("threads") == 1), (*CELL[:-1], "kernel", "config"))
+    if metric == "gain_times_density":
+        return row["speedup"] * row["density"] if row.get("speedup") and row.get("density") else None
     if metric == "call_us":
         both = row.get("sparse_us"), row.get("today_us")
         return both[0] - both[1] if None not in both else None

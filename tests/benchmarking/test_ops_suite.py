@@ -13,10 +13,11 @@ from benchmarks.cases import tiny_case
 from benchmarks.control import control_side, panels
 from benchmarks.limits import Limits
 from benchmarks.shapes import SMOKE, TINY
-from suites import settings, spoil_block_kernel
+from suites import settings, spoil_block_kernel, told
 
 from ajour.ops import BLOCK_LINEAR
 from ajour.planning.correctness import Oracle
+from ajour.planning.timing import CudaTimer, Side
 
 PROMISED = {
     "op", "pattern", "density", "mask", "kernel", "config", "m", "n", "k", "dtype", "mode", "dense_us", "dense_kernel",
@@ -98,6 +99,47 @@ def test_a_failing_kernel_has_a_row_with_its_reason_and_stops_nothing(
         (row["reason"], row["sparse_us"], row["speedup"]) == ("no such instruction", None, None) for row in found
     )
     assert all(row["error_ratio"] > 1 for row in found)
+
+
+def test_every_mode_has_rows_and_a_clock_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def clock(self: ops.Settings, mode: str) -> Any:
+        asked.append(mode)
+        return lambda side, first, count: 10.0 if mode == "graph" else 30.0
+
+    monkeypatch.setattr(ops.Settings, "timer", clock)
+    found = [row for _, rows in ops.run(settings(modes=("graph", "eager"), rows=[3], peers=False)) for row in rows]
+    assert [(row["mode"], row["sparse_us"]) for row in found] == [("graph", 10.0), ("eager", 30.0)]
+    assert set(asked) == {"graph", "eager"}
+
+
+def test_a_gpu_is_timed_by_its_own_events() -> None:
+    on_gpu = settings(device=torch.device("cuda"))
+    for mode in ("graph", "eager"):
+        timer = on_gpu.timer(mode)
+        assert isinstance(timer, CudaTimer)
+        assert timer.graph == (mode == "graph")
+
+
+def test_compiled_dense_is_a_side_that_tunes_itself_outside_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def compiled(x: torch.Tensor, w: torch.Tensor, bias: None) -> torch.Tensor:
+        calls.append(len(x))
+        return torch.nn.functional.linear(x, w, bias)
+
+    def clock(side: Side, first: int, count: int) -> float:
+        assert calls, "the clock ran before the first call"
+        return {"compiled": 20.0}.get(side.name, 80.0)
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **how: compiled)
+    monkeypatch.setattr(ops.Settings, "timer", lambda self, mode: told)
+    case = ops.run(settings(rows=[3], peers=False, compiled=True))
+    monkeypatch.setattr(ops, "measured", lambda *args, **more: Limits(1e6, 1e6, 1.0))
+    monkeypatch.setattr(ops.Settings, "timer", lambda self, mode: clock)
+    (row,) = [row for _, rows in case for row in rows]
+    assert (row["dense_us"], row["dense_kernel"], row["speedup"]) == (20.0, "compiled", 0.25)
 
 
 def test_rows_can_be_asked_for_and_threads_are_given_back(clock: None) -> None:

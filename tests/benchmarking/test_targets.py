@@ -71,5 +71,6 @@ def test_gains_are_over_what_the_metric_names() -> None:
     assert judge(target(metric="over torch bsr"), rows).value == pytest.approx(4.0)
     assert judge(target(metric="over nobody"), rows).status == "not measured"
     assert judge(target(metric="call_us", lower=True, aggregate="max"), rows).value == pytest.approx(-150.0)
+    assert judge(target(metric="gain_times_density"), rows).value == pytest.approx(0.2)
     both = [row(), row(threads=2, sparse_us=28.0)]
     assert judge(target(metric="scaling", where={"threads": 2}), both).value == pytest.approx(50 / 28)
