@@ -104,7 +104,7 @@ def _row(
         "dense_us": round(found[dense].median, 1),
         "dense_kernel": dense,
         "sparse_us": round(found[sparse].median, 1),
-        "kernel": sparse,
+        "sparse_kernel": sparse,
         "spread": round(max(found[dense].spread, found[sparse].spread), 3),
         "speedup": round(gain, 3) if right else None,
         "over_stock": round(stock_gain, 3) if right else None,

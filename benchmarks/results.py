@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def _card() -> dict[str, str]:
     """What nvidia-smi says of the card; nothing where it does not answer."""
     fields = ("power.limit", "clocks.max.sm", "driver_version")
@@ -48,6 +50,7 @@ def _card() -> dict[str, str]:
     return dict(zip(fields, (each.strip() for each in out.splitlines()[0].split(",")), strict=True))
 
 
+@cache  # a result is written after every cell, and a run measures what it started with
 def commit() -> str:
     """The checkout's commit, marked where files differ from it; "unknown" outside of one."""
 

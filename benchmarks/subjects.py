@@ -68,7 +68,7 @@ def _on_gpu() -> list[Subject]:
     bfloat16 = torch.bfloat16
     decode = ((1, 1), (8, 1), (32, 1))
     made = [
-        Subject("Llama-3-8B, 8 layers", partial(llama, 8), _normal(4096), *each, decode, bfloat16) for each in zeros
+        Subject("Llama-3-8B, 4 layers", partial(llama, 4), _normal(4096), *each, decode, bfloat16) for each in zeros
     ]
     vit = partial(encoder, 4, 1280, 16, 5120)
     for density in (0.2, 0.1):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from benchmarks.__main__ import _parser
 
+from ajour.ops import LINEAR_OPS
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^(?:<!-- from (\S+) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -57,6 +59,13 @@ def test_commands_exist(page: Path) -> None:
 def test_pages_link_to_pages_that_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).is_file(), f"{page.name}: {link}"
+
+
+def test_every_kernel_is_described() -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    for op in LINEAR_OPS.values():
+        for name in op.kernels:
+            assert f"`{name}`" in page, f"docs/kernels.md does not say what {name} of {op.name} does"
 
 
 def test_what_formats_say_of_their_tensors_names_them_all() -> None:
