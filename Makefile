@@ -46,7 +46,8 @@ lint: $(VENV)/.ajour
 
 # every figure of this machine, kept in benchmarks/results, and what they say to the targets
 bench: $(VENV)/.ajour $(VENV)/.models
-	$(BIN)/python -m benchmarks ops --threads 1,2 --save
+	$(BIN)/python -m benchmarks ops --save
+	$(BIN)/python -m benchmarks ops --threads 1,2 --only 'block 32x32 10% random' --rows 128,512 --no-peers --no-gradients --save two-threads
 	$(BIN)/python -m benchmarks models --save
 	$(BIN)/python -m benchmarks train --save
 	$(BIN)/python -m benchmarks check

@@ -44,7 +44,10 @@ def _suite(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--smoke", action="store_true", help="small and short: shows that the suite works, nothing more")
     add("--json", type=Path, metavar="FILE", help="write the result there, after every cell")
-    add("--save", action="store_true", help="write benchmarks/results/<device>/<suite>.json")
+    add(
+        "--save", nargs="?", const="", metavar="PART",
+        help="write benchmarks/results/<device>/<suite>.json, or <suite>-PART.json beside it",
+    )  # fmt: skip
     add("--against", type=Path, metavar="FILE", help="compare what was measured with an older result file")
     add("--device", default="cpu", help="cpu or cuda")
     add("--threads", default="1", help="numbers of CPU threads, like 1,2")
@@ -100,7 +103,8 @@ VERBS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
 def _measure(asked: argparse.Namespace, console: Console) -> int:
     device = torch.device(asked.device)
     rows: list[dict[str, Any]] = []
-    paths = [path for path in (asked.json, results.place(asked.verb, device) if asked.save else None) if path]
+    saved = None if asked.save is None else results.place(asked.verb, device, asked.save)
+    paths = [path for path in (asked.json, saved) if path]
     older = results.read(asked.against) if asked.against else None
     threads = [int(count) for count in asked.threads.split(",")]
     said: set[str] = set()

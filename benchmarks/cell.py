@@ -76,11 +76,14 @@ class Cell:
         """
         x = self.subject.inputs(self.m)
         dense = dense_sides(x, held.dense, None)
+        broken = [self._broken("", "", reason) for reason in held.refused]
         if self.compiled:
-            dense.append(_compiled_side(x, held.dense))
+            try:
+                dense.append(_compiled_side(x, held.dense))
+            except FAILURES as error:
+                broken.append({**self.described("peer", "torch.compile", ""), **not_run(first_line(error))})
         control = control_side(x, held.panels)
         oracle = Oracle.of(x, self.subject.w, None)
-        broken = [self._broken("", "", reason) for reason in held.refused]
         ours: list[tuple[Built, Side, float]] = []
         for built, packs in held.sparse:
             if self.m not in built.candidate.rows:

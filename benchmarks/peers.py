@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from ajour.terms.errors import AjourError
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
 
-# what torch's sparse code has been seen to raise where it does not work
-FAILURES = (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What torch's sparse code and Triton have been seen to raise where they do not work."""
+    known = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError, AjourError)
+    if find_spec("triton") is None:
+        return known
+    from triton.errors import TritonError  # no RuntimeError: a tile that needs more memory than the card has
+
+    return (*known, TritonError)
+
+
+FAILURES = _failures()
 SEMI_ROWS = 16  # cuSPARSELt takes numbers of rows that are multiples of this
 
 

@@ -98,9 +98,8 @@ def committed(folder: Path) -> dict[str, dict[str, list[Result]]]:
     return found
 
 
-def place(suite: str, device: torch.device) -> Path:
-    """Where the committed result of a suite on this kind of device lies: benchmarks/results/<device>/<suite>.json."""
+def place(suite: str, device: torch.device, part: str = "") -> Path:
+    """Where the committed result of a suite (or a part of it) on this kind of device lies."""
     here = this_device(device)
-    return (
-        ROOT / "results" / re.sub(r"[^a-z0-9]+", "-", f"{here.name} {here.level}".lower()).strip("-") / f"{suite}.json"
-    )
+    folder = re.sub(r"[^a-z0-9]+", "-", f"{here.name} {here.level}".lower()).strip("-")
+    return ROOT / "results" / folder / (f"{suite}-{part}.json" if part else f"{suite}.json")

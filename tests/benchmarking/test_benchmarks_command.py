@@ -82,6 +82,18 @@ def test_a_commit_can_be_told_and_a_mode_that_is_not_there_is_refused(
     assert "--modes graph: on cpu there is eager" in capsys.readouterr().err
 
 
+def test_results_are_saved_where_they_are_committed_only_if_asked(
+    clock: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    small = ("ops", "--smoke", "--dtypes", "float32", "--only", "2:4", "--rows", "1")
+    run_command(*small)
+    assert not list(tmp_path.iterdir())
+    for saved, name in ((("--save",), "ops.json"), (("--save", "again"), "ops-again.json")):
+        run_command(*small, *saved)
+        assert results.read(results.place("ops", CPU).with_name(name))["rows"]
+
+
 def test_a_wrong_kernel_fails_the_command(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil_block_kernel(monkeypatch, lambda y: y + 1)
     code, out = run_command("ops", "--smoke", "--dtypes", "float32", "--only", "block")
@@ -98,6 +110,7 @@ def test_cells_can_be_picked(clock: None) -> None:
 def test_results_are_kept_per_device() -> None:
     place = results.place("ops", CPU)
     assert place.name == "ops.json"
+    assert results.place("ops", CPU, "two-threads") == place.with_name("ops-two-threads.json")
     assert place.parent.parent == results.ROOT / "results"
     assert place.parent.name == place.parent.name.lower().strip("-")
 

@@ -14,6 +14,7 @@ from benchmarks.control import control_side, panels
 from benchmarks.limits import Limits
 from benchmarks.shapes import SMOKE, TINY
 from suites import settings, spoil_block_kernel, told
+from triton.errors import TritonError
 
 from ajour.ops import BLOCK_LINEAR
 from ajour.planning.correctness import Oracle
@@ -140,6 +141,18 @@ def test_compiled_dense_is_a_side_that_tunes_itself_outside_the_clock(monkeypatc
     monkeypatch.setattr(ops.Settings, "timer", lambda self, mode: clock)
     (row,) = [row for _, rows in case for row in rows]
     assert (row["dense_us"], row["dense_kernel"], row["speedup"]) == (20.0, "compiled", 0.25)
+
+
+def test_a_compiler_that_fails_is_told_and_missed_only_there(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **how: Any) -> None:
+        raise TritonError("out of shared memory")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    found = [row for _, rows in ops.run(settings(rows=[3], peers=False, compiled=True)) for row in rows]
+    assert [(row["kernel"], row.get("reason"), row["speedup"]) for row in found] == [
+        ("cpu", None, 2.5),
+        ("torch.compile", "out of shared memory", None),
+    ]
 
 
 def test_rows_can_be_asked_for_and_threads_are_given_back(clock: None) -> None:
