@@ -79,8 +79,9 @@ def _layers(rows: list[Row], mode: str, when: str) -> str:
     ours = best_by_shape(row for row in rows if row["op"] != "peer" and _plain(row, mode))
     peers = best_by_shape(row for row in rows if row["op"] == "peer" and row["speedup"] and _plain(row, mode))
     shapes = sorted({shape for held in ours.values() for shape in held})
+    how = "replayed CUDA graphs" if mode == "graph" else "one thread"
     text = [
-        f"**Layers** ({', '.join(shapes)}; weights not in the cache, one thread; {when}). Gain over the best dense "
+        f"**Layers** ({', '.join(shapes)}; weights not in the cache, {how}; {when}). Gain over the best dense "
         "kernel of each shape: the geometric mean, and in brackets the worst shape; a star marks a mean over fewer "
         "shapes than these. Under 1.00x sparse loses, and a plan keeps dense."
     ]

@@ -109,3 +109,20 @@ def test_models_stand_beside_their_best_dense(tmp_path: Path) -> None:
     text = tables(_saved(tmp_path, rows, "models"))
     assert "| M | block 32x32, 90% | 1x16 | float32 | 2 | 1.5 | 0.5 | 3.00x |" in text
     assert "| M | unstructured, 90% | 1x16 | float32 | 2 | 1.5 | 0.5 | 3.00x (no difference) |" in text
+
+
+def test_optimizers_stand_beside_torch_s(tmp_path: Path) -> None:
+    step = row(op="masked_adamw", optimizer="AdamW", storage="compact", gradients="values", shape=None)
+    text = tables(_saved(tmp_path, [step], "train"))
+    assert "| AdamW masked_adamw compact values | block 32x32, 90% | float32 | 0.1 | 0.05 | 2.00x |" in text
+
+
+def test_a_gpu_is_named_with_its_power_and_shown_by_replayed_graphs(tmp_path: Path) -> None:
+    rows = [row(mode="graph", threads=16, speedup=2.0), row(mode="eager", threads=16, speedup=1.5)]
+    facts = {"name": "A GPU", "sm": "sm_90", "power_limit": "700.00 W", "driver": "580", "torch": "2.11.0"}
+    text = tables(save(tmp_path, "there", "ops-decode.json", result(rows, **facts, triton="3.6.0")))
+    assert "### A GPU, torch 2.11.0, sm_90, 700.00 W, driver 580, Triton 3.6.0" in text
+    assert "2.00x (2.00x)" in text
+    assert "1.50x" not in text
+    assert "replayed CUDA graphs" in text
+    assert "Not measured on a GPU" not in text
