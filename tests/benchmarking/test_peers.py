@@ -10,6 +10,7 @@ from benchmarks import ops, peers
 from benchmarks.cases import Case, smoke_cases
 from suites import run_command, settings
 
+from ajour.planning.timing import Side
 from ajour.terms.pattern import NM, Block
 
 
@@ -22,6 +23,20 @@ def test_peers_are_checked_and_timed_in_the_same_run(clock: None, case: Case) ->
         assert (row["m"], row["dense_us"], row["sparse_us"], row["speedup"]) == (3, 100.0, 40.0, 2.5)
         assert 0 < row["error_ratio"] <= 1
         assert row["reason"] is None
+
+
+def test_a_hopeless_peer_is_not_run_for_the_sake_of_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    def clock(side: Side, first: int, count: int) -> float:
+        turns.append(side.name)
+        return 1000.0 if side.name == "torch bsr" else 100.0
+
+    monkeypatch.setattr(ops.Settings, "timer", lambda self, mode: clock)
+    found = [row for _, rows in ops.run(settings(rows=[3])) for row in rows if row["op"] == "peer"]
+    assert [(row["kernel"], row["speedup"]) for row in found] == [("torch bsr", 0.1), ("torch bsr, x transposed", 1.0)]
+    assert turns.count("torch bsr") == 2
+    assert turns.count("torch bsr, x transposed") > 5
 
 
 def test_a_peer_that_can_not_run_says_why(clock: None) -> None:
