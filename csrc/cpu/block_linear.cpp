@@ -202,6 +202,21 @@ class Product {
     }
   }
 
+  // Where the values of a panel begin, or all end.
+  const char* values_of(int64_t panel) const {
+    const int64_t block_row = panel / w_.panels;
+    const int64_t before =
+        panel < w_.all_panels() ? w_.values_before(block_row, int(panel - block_row * w_.panels)) : w_.values();
+    return static_cast<const char*>(call_.values) + before * int64_t(sizeof(Stored));
+  }
+
+  // Fetches the next group's values while `tiles` tiles are multiplied, so many words each. A single one streams
+  // through its weights, which the processor foresees by itself.
+  Ahead ahead_of(int64_t group, int64_t tiles, int64_t words) const {
+    const char *first = values_of((group + 1) * group_), *last = values_of((group + 2) * group_);
+    return {first, tiles > 1 ? divide_up(last - first, max64(1, tiles * words)) : 0};
+  }
+
   // Pairs of columns [columns / 2][rows][2] to floats [columns][rows].
   void convert(const Stored* values, int64_t columns, float* out) const {
     const int rows = w_.panel_rows;
@@ -222,10 +237,11 @@ class Product {
   // ---- products ----
 
   template <int kWidth>
-  void rows_tile(const Panel& p, const uint32_t* x, int64_t token, int tokens) const {
+  void rows_tile(const Panel& p, const uint32_t* x, Ahead& next, int64_t token, int tokens) const {
     for (int row = 0; row < p.rows; row += kPanelVecs * kLanes) {
       Vec sums[kPanelVecs][kWidth];
-      rows_in_lanes<Form, kPanelVecs, kWidth>(p.strip, row, x, sums);
+      to_.fetch(token, tokens, p.row + row, kPanelVecs * kLanes);
+      rows_in_lanes<Form, kPanelVecs, kWidth>(p.strip, row, x, next, sums);
       write_rows(sums, to_, token, tokens, p.row + row, p.rows - row);
     }
   }
@@ -233,44 +249,45 @@ class Product {
   void rows_group(int64_t group, const Tiles& t, const uint32_t* packed, float* converted) const {
     Panel p;
     find_panel(group, converted, p);
+    Ahead next = ahead_of(group, t.number, p.columns / Form::kColumns * (w_.panel_rows / (kPanelVecs * kLanes)));
     for (int64_t tile = 0; tile < t.number; tile++) {
       const uint32_t* x = packed + tile * t.stride;
       const int64_t token = t.first + tile * t.width;
       const int width = t.width_of(tile), tokens = t.tokens_in(tile);
       if (width == kTokens) {
-        rows_tile<kTokens>(p, x, token, tokens);
+        rows_tile<kTokens>(p, x, next, token, tokens);
       } else if (width == kThird) {
-        rows_tile<kThird>(p, x, token, tokens);
+        rows_tile<kThird>(p, x, next, token, tokens);
       } else {
-        rows_tile<2 * kThird>(p, x, token, tokens);
+        rows_tile<2 * kThird>(p, x, next, token, tokens);
       }
     }
   }
 
   template <int kRows, int kVecs>
-  void tokens_tile(const Strip& s, const uint32_t* x, int vecs, float* sums) const {
+  void tokens_tile(const Strip& s, const uint32_t* x, Ahead& next, int vecs, float* sums) const {
     if constexpr (kVecs > (kLoose ? 2 : 1)) {
-      if (vecs < kVecs) return tokens_tile<kRows, kVecs - (kLoose ? 2 : 1)>(s, x, vecs, sums);
+      if (vecs < kVecs) return tokens_tile<kRows, kVecs - (kLoose ? 2 : 1)>(s, x, next, vecs, sums);
     }
     for (int row = 0; row < w_.panel_rows; row += kRows, sums += kRows * kVecs * kLanes) {
       if constexpr (kLoose) {
-        loose_tokens_in_lanes<kRows, kVecs>(s, row, x, sums);
+        loose_tokens_in_lanes<kRows, kVecs>(s, row, x, next, sums);
       } else {
-        tokens_in_lanes<Form, kRows, kVecs>(s, row, x, sums);
+        tokens_in_lanes<Form, kRows, kVecs>(s, row, x, next, sums);
       }
     }
   }
 
-  void tokens_panel(const Strip& s, const uint32_t* x, int vecs, float* sums) const {
+  void tokens_panel(const Strip& s, const uint32_t* x, Ahead& next, int vecs, float* sums) const {
     switch (w_.panel_rows) {
       case 1:
-        return tokens_tile<1, most_vecs(1, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<1, most_vecs(1, kLoose)>(s, x, next, vecs, sums);
       case 2:
-        return tokens_tile<2, most_vecs(2, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<2, most_vecs(2, kLoose)>(s, x, next, vecs, sums);
       case 4:
-        return tokens_tile<4, most_vecs(4, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<4, most_vecs(4, kLoose)>(s, x, next, vecs, sums);
       default:
-        return tokens_tile<kMostRows, most_vecs(kMostRows, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<kMostRows, most_vecs(kMostRows, kLoose)>(s, x, next, vecs, sums);
     }
   }
 
@@ -279,18 +296,24 @@ class Product {
     const int64_t first = group * group_, last = min64(first + group_, w_.all_panels());
     Panel panels[kGroupRows];
     int number = 0;
+    int64_t columns = 0;
     for (int64_t i = first; i < last; i++) {
       Panel& p = panels[number];
       find_panel(i, converted, p);
       number += p.rows > 0;
+      columns += p.columns;
       converted += p.columns * w_.panel_rows;
     }
     if (!number) return;
     const int64_t row = panels[0].row, rows = panels[number - 1].row + panels[number - 1].rows - row;
+    const int parts = w_.panel_rows > kMostRows ? w_.panel_rows / kMostRows : 1;
+    Ahead next = ahead_of(group, t.number, columns / (kLoose ? 2 : Form::kColumns) * parts);
     for (int64_t tile = 0; tile < t.number; tile++) {
       const int width = t.width_of(tile);
+      to_.fetch(t.first + tile * t.width, t.tokens_in(tile), row, int(rows));
       for (int i = 0; i < number; i++) {
-        tokens_panel(panels[i].strip, packed + tile * t.stride, width / kLanes, sums + (panels[i].row - row) * width);
+        tokens_panel(panels[i].strip, packed + tile * t.stride, next, width / kLanes,
+                     sums + (panels[i].row - row) * width);
       }
       write_tokens(sums, width, to_, t.first + tile * t.width, t.tokens_in(tile), row, int(rows));
     }
