@@ -14,7 +14,7 @@ constexpr int64_t kFewTokens = 8;
 // Bytes of x that a thread packs at once: a share of 1 MiB of L2 while the weight comes from L3 again for each piece,
 // and all that pays where it comes from memory (4096x4096 in 32x32 blocks at 50 %: 207 GFLOP/s against 158; Zen 5, 32
 // MiB).
-constexpr int64_t kPackedBytes = 320 << 10, kPackedBytesForLarge = 1536 << 10, kLargeWeight = 12 << 20;
+constexpr int64_t kPackedBytes = 640 << 10, kPackedBytesForLarge = 1536 << 10, kLargeWeight = 12 << 20;
 constexpr int64_t kTileBytes = 640 << 10;   // of one tile with tokens in lanes, where a narrower one is no slower
 constexpr int kGroupRows = 16;              // rows of y that are finished together: a cache line of floats
 constexpr int64_t kWorthThreads = 1 << 19;  // multiplications below which a second thread does not pay
@@ -210,11 +210,10 @@ class Product {
     return static_cast<const char*>(call_.values) + before * int64_t(sizeof(Stored));
   }
 
-  // Fetches the next group's values while `tiles` tiles are multiplied, so many words each. A single one streams
-  // through its weights, which the processor foresees by itself.
-  Ahead ahead_of(int64_t group, int64_t tiles, int64_t words) const {
+  // Fetches the next group's values in the course of so many words.
+  Ahead ahead_of(int64_t group, int64_t words) const {
     const char *first = values_of((group + 1) * group_), *last = values_of((group + 2) * group_);
-    return {first, tiles > 1 ? divide_up(last - first, max64(1, tiles * words)) : 0};
+    return {first, divide_up(last - first, max64(1, words))};
   }
 
   // Pairs of columns [columns / 2][rows][2] to floats [columns][rows].
@@ -249,7 +248,7 @@ class Product {
   void rows_group(int64_t group, const Tiles& t, const uint32_t* packed, float* converted) const {
     Panel p;
     find_panel(group, converted, p);
-    Ahead next = ahead_of(group, t.number, p.columns / Form::kColumns * (w_.panel_rows / (kPanelVecs * kLanes)));
+    Ahead next = ahead_of(group, p.columns / Form::kColumns * (w_.panel_rows / (kPanelVecs * kLanes)) * t.number);
     for (int64_t tile = 0; tile < t.number; tile++) {
       const uint32_t* x = packed + tile * t.stride;
       const int64_t token = t.first + tile * t.width;
@@ -307,10 +306,9 @@ class Product {
     if (!number) return;
     const int64_t row = panels[0].row, rows = panels[number - 1].row + panels[number - 1].rows - row;
     const int parts = w_.panel_rows > kMostRows ? w_.panel_rows / kMostRows : 1;
-    Ahead next = ahead_of(group, t.number, columns / (kLoose ? 2 : Form::kColumns) * parts);
+    Ahead next = ahead_of(group, columns / (kLoose ? 2 : Form::kColumns) * parts * t.number);
     for (int64_t tile = 0; tile < t.number; tile++) {
       const int width = t.width_of(tile);
-      to_.fetch(t.first + tile * t.width, t.tokens_in(tile), row, int(rows));
       for (int i = 0; i < number; i++) {
         tokens_panel(panels[i].strip, packed + tile * t.stride, next, width / kLanes,
                      sums + (panels[i].row - row) * width);
