@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench · make sanitize · make gpu: the habits. Each works in a fresh clone.
+# make demo · make test · make lint · make bench · make readme · make sanitize · make gpu: the habits. Each works in a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ MINUTES ?= 9
 RESULTS ?= out/gpu
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench sanitize gpu clean FORCE
+.PHONY: demo test lint bench readme sanitize gpu clean FORCE
 .NOTPARALLEL:  # two pips in one environment would undo each other
 
 # torch first: its CPU build is pinned, and nothing that comes later may replace it
@@ -44,16 +44,24 @@ lint: $(VENV)/.ajour
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports
 
+# every figure of this machine, kept in benchmarks/results, and what they say to the targets
 bench: $(VENV)/.ajour $(VENV)/.models
-	$(BIN)/python -m benchmarks ops
-	$(BIN)/python -m benchmarks models
+	$(BIN)/python -m benchmarks ops --save
+	$(BIN)/python -m benchmarks ops --threads 1,2 --only 'block 32x32 10% random' --rows 128,512 --no-peers --no-gradients --save two-threads
+	$(BIN)/python -m benchmarks models --save
+	$(BIN)/python -m benchmarks train --save
+	$(BIN)/python -m benchmarks check
+
+# the README's tables say what the result files say
+readme: $(VENV)/.ajour
+	$(BIN)/python -m benchmarks readme
 
 # address and undefined-behaviour sanitizers in a build of their own, beside the tests
 sanitize: $(VENV)/.ajour
 	bash tests/sanitizers/run.sh $(BIN)/python
 
 gpu:
-	bash benchmarks/gpu.sh $(RESULTS) $(MINUTES)
+	bash benchmarks/gpu.sh $(RESULTS) $(MINUTES) $(if $(STEPS),"$(STEPS)")
 
 clean:
 	rm -rf build $(VENV) out

@@ -1,18 +1,18 @@
-"""python -m benchmarks ops|models [--smoke] [--json FILE] [--save]: measures, prints, and writes result files."""
+"""python -m benchmarks ops|models|train measures; compare, check and readme read result files."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import results, shapes
+from benchmarks import results
+from benchmarks.tables import line, summary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WIDTH = 120  # where no terminal says otherwise
@@ -21,105 +21,187 @@ Cells = Iterator[tuple[str, list[dict[str, Any]]]]
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=("ops", "models"))
-    parser.add_argument(
-        "--smoke", action="store_true", help="small and short: shows that the suite works, nothing more"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, after every cell")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/<device>/<suite>.json")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", default="1", help="numbers of CPU threads, like 1,2")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--rows", default="", help="rows of x, like 1,128; default: those a pattern is meant for")
-    parser.add_argument("--only", default="", help="cells whose shape and case hold this text, like 'block 32x32 10%%'")
-    parser.add_argument("--seconds", type=float, default=0.3, help="time for each cell")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for suite, what in (
+        ("ops", "every kernel and peer against the best dense, on layers of real models"),
+        ("models", "whole models, stock, compiled and on the best dense kernels against converted"),
+        ("train", "masked optimizers against torch's own"),
+    ):
+        _suite(verbs.add_parser(suite, help=what, description=what))
+    compare = verbs.add_parser("compare", help="two result files, row by row")
+    compare.add_argument("file", type=Path)
+    compare.add_argument("--against", type=Path, required=True, metavar="FILE", help="the older one")
+    check = verbs.add_parser("check", help="the committed results against targets.toml: met, missed or not measured")
+    check.add_argument("--json", action="store_true")
+    check.add_argument("--strict", action="store_true", help="exit 1 if a target is missed")
+    check.add_argument("--results", type=Path, default=results.ROOT / "results", metavar="FOLDER")
+    readme = verbs.add_parser("readme", help="write the README's tables anew from the committed results")
+    readme.add_argument("--check", action="store_true", help="write nothing; exit 1 if they are stale")
     return parser
 
 
+def _suite(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--smoke", action="store_true", help="small and short: shows that the suite works, nothing more")
+    add("--json", type=Path, metavar="FILE", help="write the result there, after every cell")
+    add(
+        "--save", nargs="?", const="", metavar="PART",
+        help="write benchmarks/results/<device>/<suite>.json, or <suite>-PART.json beside it",
+    )  # fmt: skip
+    add("--against", type=Path, metavar="FILE", help="compare what was measured with an older result file")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--threads", default="1", help="numbers of CPU threads, like 1,2")
+    add("--dtypes", default="", help="like float32,bfloat16; default: both on a CPU, bfloat16 on a GPU")
+    add("--shapes", default="", help="layers by name, like 'Llama-3-8B,ViT-H' (ops)")
+    add("--rows", default="", help="rows of x, like 1,128; default: those a pattern is meant for (ops)")
+    add("--only", default="", help="cells whose name holds one of these texts, like '2:4,block 32x32 10%%'")
+    add("--seconds", type=float, default=0.3, help="time for each cell")
+    add("--modes", default="", help="graph, eager or both on a GPU; default: both")
+    add("--commit", default="", metavar="SHA", help="what is measured, where there is no .git to ask")
+    add("--no-gradients", action="store_true", help="leave the products of training out (ops)")
+    add("--no-peers", action="store_true", help="leave torch's own sparse tensors out (ops)")
+    add("--no-compile", action="store_true", help="leave torch.compile out, which tunes itself for every cell")
+
+
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Runs a suite; 1 if a kernel was wrong."""
+    """Runs a verb; 1 if a kernel was wrong, or if what was to be checked did not hold."""
     asked = _parser().parse_args(arguments)
     console = console or Console(width=None if Console().is_terminal else WIDTH)
+    try:
+        return VERBS.get(asked.verb, _measure)(asked, console)
+    except ValueError as error:
+        print(f"python -m benchmarks: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _compare(asked: argparse.Namespace, console: Console) -> int:
+    from benchmarks.against import compare
+
+    console.print(compare(results.read(asked.file), results.read(asked.against)), highlight=False)
+    return 0
+
+
+def _check(asked: argparse.Namespace, console: Console) -> int:
+    from benchmarks.check import main as check
+
+    return check(asked.results, console, as_json=asked.json, strict=asked.strict)
+
+
+def _readme(asked: argparse.Namespace, console: Console) -> int:
+    from benchmarks.readme import main as readme
+
+    return readme(console, write=not asked.check)
+
+
+VERBS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+    "compare": _compare,
+    "check": _check,
+    "readme": _readme,
+}
+
+
+def _measure(asked: argparse.Namespace, console: Console) -> int:
     device = torch.device(asked.device)
     rows: list[dict[str, Any]] = []
-    paths = [path for path in (asked.json, results.place(asked.suite, device) if asked.save else None) if path]
+    saved = None if asked.save is None else results.place(asked.verb, device, asked.save)
+    paths = [path for path in (asked.json, saved) if path]
+    older = results.read(asked.against) if asked.against else None
     threads = [int(count) for count in asked.threads.split(",")]
-    cells = _ops(asked, device, threads) if asked.suite == "ops" else _models(asked, device, threads, console)
-    for name, found in cells:
+    said: set[str] = set()
+    for name, found in SUITES[asked.verb](asked, device, threads, console):
         rows += found
         for row in found:
-            console.print(_line(name, row), highlight=False, soft_wrap=True)
+            if row.get("reason") is None or row["reason"] not in said:  # a peer refuses every cell for one reason
+                console.print(line(name, row), highlight=False, soft_wrap=True, markup=False)
+            said.add(row.get("reason") or "")
         for path in paths:
-            results.write(path, device, rows)
-    wrong = [row for row in rows if row["error_ratio"] > 1]
-    if asked.suite == "ops" and rows:
-        console.print(_summary(rows))
+            results.write(path, device, rows, asked.commit)
+    wrong = [row for row in rows if row.get("op") != "peer" and (row.get("error_ratio") or 0) > 1]
+    if asked.verb == "ops" and rows:
+        console.print(summary(rows))
+    if older is not None:
+        from benchmarks.against import compare
+
+        console.print(compare(results.result(device, rows, asked.commit), older), highlight=False)
     console.print(
         f"{len(rows)} rows, {len(wrong)} wrong" + "".join(f"; wrote {path}" for path in paths), highlight=False
     )
     return 1 if wrong else 0
 
 
-def _ops(asked: argparse.Namespace, device: torch.device, threads: list[int]) -> Cells:
+def _dtypes(asked: argparse.Namespace, device: torch.device) -> list[torch.dtype]:
+    names = asked.dtypes or ("bfloat16" if device.type == "cuda" else "float32,bfloat16")
+    unknown = [name for name in names.split(",") if name not in DTYPES]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no dtype here; expected some of {', '.join(DTYPES)}")
+    return [DTYPES[name] for name in names.split(",")]
+
+
+def _modes(asked: argparse.Namespace, device: torch.device) -> tuple[str, ...]:
+    """Eager calls everywhere, and replays of a CUDA graph."""
+    can = ("graph", "eager") if device.type == "cuda" else ("eager",)
+    modes = tuple(asked.modes.split(",")) if asked.modes else can
+    if not set(modes) <= set(can):
+        raise ValueError(f"--modes {asked.modes}: on {device.type} there is {' and '.join(can)}")
+    return modes
+
+
+def _ops(asked: argparse.Namespace, device: torch.device, threads: list[int], console: Console) -> Cells:
+    from benchmarks import cases, shapes
     from benchmarks.ops import Settings, run
 
-    cases = shapes.smoke_cases() if asked.smoke else shapes.cases()
-    places = shapes.SMOKE if asked.smoke else shapes.SHAPES
-    chosen = [case for case in cases if any(asked.only in f"{name} {case}" for name in places)]
-    named = {name: place for name, place in places.items() if any(asked.only in f"{name} {case}" for case in cases)}
-    dtypes = [DTYPES[name] for name in asked.dtypes.split(",")]
-    counts = [int(m) for m in asked.rows.split(",")] if asked.rows else None
-    seconds = 0.002 if asked.smoke else asked.seconds
-    return run(Settings(named, chosen, dtypes, threads, device, counts, seconds, asked.smoke))
+    every = cases.smoke_cases() if asked.smoke else cases.cases(device.type)
+    places = shapes.SMOKE if asked.smoke and not asked.shapes else shapes.named(asked.shapes, device.type)
+    settings = Settings(
+        places,
+        every,
+        _dtypes(asked, device),
+        threads,
+        device,
+        rows=[int(m) for m in asked.rows.split(",")] if asked.rows else None,
+        only=asked.only.split(","),
+        seconds=0.002 if asked.smoke else asked.seconds,
+        smoke=asked.smoke,
+        peers=not asked.no_peers,
+        gradients=not asked.no_gradients,
+        compiled=device.type == "cuda" and not asked.no_compile,
+        modes=_modes(asked, device),
+    )
+    return run(settings)
 
 
 def _models(asked: argparse.Namespace, device: torch.device, threads: list[int], console: Console) -> Cells:
-    from benchmarks.models import run, smoke_subjects, subjects
+    from benchmarks.models import Settings, run
+    from benchmarks.subjects import smoke_subjects, subjects
 
-    every = smoke_subjects() if asked.smoke else subjects()
-    chosen = [each for each in every if asked.only in f"{each.name} {each.pattern}"]
+    every = smoke_subjects() if asked.smoke else subjects(device.type)
+    chosen = [each for each in every if any(text in f"{each} {each.dtype}" for text in asked.only.split(","))]
     seconds = 0.05 if asked.smoke else max(asked.seconds, 2.0)
-    return run(chosen, threads, device, seconds, lambda plan: console.print(str(plan), highlight=False, soft_wrap=True))
+    compiled = not asked.no_compile and not asked.smoke
+    settings = Settings(chosen, threads, device, seconds, compiled, _modes(asked, device))
+    return run(settings, lambda plan: console.print(str(plan), highlight=False, soft_wrap=True))
 
 
-def _line(name: str, row: dict[str, Any]) -> str:
-    speed = "wrong" if row["speedup"] is None else "no difference" if row["no_difference"] else f"{row['speedup']:.2f}x"
-    kernel = f"{row['kernel']} {row['config']}".strip() if "kernel" in row else f"{row['batch']}x{row['tokens']}"
-    limit = (
-        f", {row['limit_fraction']:.0%} of the limit" if "limit_fraction" in row else f" ({row['over_stock']}x stock)"
+def _train(asked: argparse.Namespace, device: torch.device, threads: list[int], console: Console) -> Cells:
+    from benchmarks.train import Settings, run
+
+    return run(
+        Settings(
+            threads=threads,
+            dtypes=_dtypes(asked, device),
+            device=device,
+            seconds=asked.seconds,
+            smoke=asked.smoke,
+            only=asked.only,
+        )
     )
-    return (
-        f"T={row['threads']} {row['dtype']} {name}, {kernel}: {row['dense_us']:,.1f} → {row['sparse_us']:,.1f} µs, "
-        f"{speed}{limit}, error {row['error_ratio']:.2f}"
-    )
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> Table:
-    """Geometric means over the shapes, of the best kernel of each."""
-    best: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if row["speedup"] is None:
-            continue
-        key = tuple(row[name] for name in ("threads", "dtype", "pattern", "density", "mask", "m", "mode"))
-        held = best.setdefault(key, {})
-        held[row["shape"]] = max(row, held.get(row["shape"], row), key=lambda each: float(each["speedup"]))
-    table = Table(title="geometric means over the shapes, the best kernel of each", box=None, padding=(0, 1, 0, 0))
-    for column in ("T", "", "pattern", "kept", "", "rows", "", "over dense", "worst", "over today", "of limit"):
-        table.add_column(column, justify="left" if column in ("", "pattern") else "right", no_wrap=True)
-    for (threads, dtype, pattern, density, mask, m, mode), held in best.items():
-        gains = [row["speedup"] for row in held.values()]
-        today = [row["today_us"] / row["sparse_us"] for row in held.values()]
-        limit = [row["limit_fraction"] for row in held.values()]
-        table.add_row(
-            str(threads), dtype, pattern, f"{density:.0%}", mask, str(m), mode, f"{_mean(gains):.2f}x",
-            f"{min(gains):.2f}x", f"{_mean(today):.2f}x", f"{_mean(limit):.0%}",
-        )  # fmt: skip
-    return table
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values))
-
+SUITES: dict[str, Callable[[argparse.Namespace, torch.device, list[int], Console], Cells]] = {
+    "ops": _ops,
+    "models": _models,
+    "train": _train,
+}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,23 +1,90 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, largest unknown first, partial results kept: gpu.sh RESULTS MINUTES
-# Builds _C for the card in place, runs the GPU tests, the sanitizer on small cases, then the benchmarks.
+# Everything that only a GPU can show, the largest unknown first; what is done is kept: gpu.sh RESULTS MINUTES [STEPS]
+# STEPS are some of: build tests sanitizer decode blocks prefill training calls models train counters. A step that fails or runs
+# out of time stops no other one, but without a build there is nothing to measure. COMMIT names the commit where .git is
+# missing. The card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
-results=$(mkdir -p "$1" && cd "$1" && pwd)
-deadline=$((SECONDS + ${2:-9} * 60))
-cd "$(dirname "$0")/.."
+mkdir -p "$1" || exit 2
+results=$(cd "$1" && pwd)
+deadline=$((SECONDS + ${2:-9} * 60 - 10))  # ten seconds for whoever collects the results
+steps=${3:-build tests sanitizer decode blocks prefill training calls models train counters}
+cd "$(dirname "$0")/.." || exit 2
+log=$results/log.txt
+failed=0
+
 left() { echo $((deadline - SECONDS)); }
-step() { # name, seconds at most, command...
-  local name=$1 most=$2; shift 2
-  local budget=$(( $(left) < most ? $(left) : most ))
-  [ "$budget" -gt 5 ] || { echo "$name: no time left"; return 1; }
-  timeout "$budget" "$@" >"$results/$name.log" 2>&1
-  local rc=$?
-  echo "$name: exit $rc, $(left) s left"; tail -n 3 "$results/$name.log"
-  return $rc
+wanted() { case " $steps " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+step() { # name, seconds at most, command...: runs it if it is wanted and there is time
+  local name=$1 most=$2 budget rc
+  shift 2
+  wanted "$name" || return 0
+  budget=$(($(left) < most ? $(left) : most))
+  if [ "$budget" -le 5 ]; then
+    echo "$name: no time left" | tee -a "$log"
+    return 1
+  fi
+  echo "=== $name: $* (at most $budget s)" >>"$log"
+  timeout -k 5 "$budget" "$@" >>"$log" 2>&1
+  rc=$?
+  [ "$rc" = 0 ] || failed=1
+  [ "$rc" = 124 ] && echo "$name: out of time, what it wrote is kept" | tee -a "$log"
+  echo "$name: exit $rc, $(left) s left" | tee -a "$log"
+  [ "$rc" = 0 ] || tail -n 8 "$log"
+  return "$rc"
 }
-nvidia-smi --query-gpu=name,driver_version,power.limit,clocks.max.sm --format=csv >"$results/card.csv" || exit 3
-step build 180 python3 -m pip install --no-build-isolation --no-deps --config-settings=cmake.define.AJOUR_CUDA=ON . || exit 1
-step tests 240 python3 -m pytest tests/ops tests/gpu -q -x
-step sanitizer 120 compute-sanitizer --tool memcheck python3 -m pytest tests/gpu -q -x -k small
-step ops 240 python3 -m benchmarks ops --device cuda --json "$results/ops.json"
-step models 120 python3 -m benchmarks models --device cuda --json "$results/models.json"
+
+measure() { # name, seconds at most, suite, options...: a benchmark, its result beside the log
+  local name=$1 most=$2 suite=$3
+  shift 3
+  step "$name" "$most" python3 -m benchmarks "$suite" --device cuda --json "$results/$suite-$name.json" \
+    ${COMMIT:+--commit "$COMMIT"} "$@"
+}
+
+nvidia-smi --query-gpu=name,driver_version,power.limit,clocks.max.sm,clocks.max.memory --format=csv | tee "$log" ||
+  { echo "no GPU here: nvidia-smi does not answer"; exit 3; }
+python3 - <<'PY' 2>&1 | tee -a "$log"
+import importlib.util
+import sys
+
+needed = ("torch", "triton", "safetensors", "rich", "typer", "scikit_build_core", "pybind11", "pytest", "hypothesis")
+missing = [name for name in needed if importlib.util.find_spec(name) is None]
+print("python", sys.version.split()[0], "missing:", ", ".join(missing) or "nothing")
+PY
+
+# for this card alone, which halves the compiler's time; isolated from no network, so with what is installed
+capability=$(python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 3
+[ "$capability" = 90 ] && capability=90a
+step build 240 python3 -m pip install --no-build-isolation --no-deps --force-reinstall \
+  --config-settings=cmake.define.AJOUR_CUDA=ON \
+  --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="$capability-real" . || exit 1
+
+# -o addopts= : pytest's plugins here need not be those of the development environment
+step tests 150 python3 -m pytest -o addopts= -q --maxfail=10 tests/gpu
+
+# Each tensor from cudaMalloc, so that the sanitizer knows its end; a graph can't capture that. 9: it found something
+sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+for tool in memcheck racecheck initcheck synccheck; do
+  step sanitizer 45 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+    python3 -m pytest -o addopts= -q -x -p no:cacheprovider tests/gpu -k 'small and not graph'
+done
+
+# torch.compile tunes itself for seconds in every cell; the first figures come without it
+measure decode 120 ops --modes graph --no-compile --rows 1,8,16,32,64 --only '2:4,1:4,unstructured' \
+  --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
+measure blocks 90 ops --modes graph --no-compile --no-gradients --only 'block 64x64,block 128x128,block 32x32,block 16x16' \
+  --rows 64,512,2048,8192 --shapes 'MLP 4096x16384,Llama-3-8B up,Llama-3-70B up' --seconds 0.1
+measure prefill 60 ops --modes graph --no-compile --only 2:4 --rows 256,512,1024,2048,4096,8192 \
+  --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
+measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x64 10% random' --rows 8192 \
+  --shapes 'MLP 4096x16384' --seconds 0.1
+measure calls 20 ops --modes eager --no-compile --no-peers --shapes tiny
+measure models 120 models --modes graph --only 'Llama-3-8B' --no-compile
+measure train 60 train
+
+profiler=$(command -v ncu || echo /usr/local/cuda/bin/ncu)
+step counters 60 "$profiler" --clock-control none --section SpeedOfLight --section MemoryWorkloadAnalysis \
+  --section WarpStateStats --section LaunchStats --kernel-name 'regex:^(nm|bitmap|block|placed|stripe)_' \
+  --launch-count 12 python3 -m benchmarks ops --device cuda --modes eager --no-compile --no-peers \
+  --shapes 'Llama-3-8B up' --only '2:4,unstructured 50%' --rows 8 --seconds 0.01
+exit "$failed"

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ajour.detect import detect
+from ajour.ops.prepare import prepare
 from ajour.planning.candidates import Form, candidates
-from ajour.planning.correctness import Oracle
 from ajour.planning.device import last_level_cache
-from ajour.planning.measuring import Built, Subject, build, copies, dense_sides, sparse_side
-from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, Timing, cpu_timer, differ, measure
-from benchmarks.control import control_side, panels
+from ajour.planning.measuring import Built, Subject, build, copies
+from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, cpu_timer
+from benchmarks.cases import Case, pruned, tiny_case
+from benchmarks.cell import Cell, Held, HeldPeer, Row, Work, first_line
+from benchmarks.control import panels
+from benchmarks.gradients import gradient_rows, trained
 from benchmarks.limits import Limits, measured
-from benchmarks.shapes import Case, pruned
+from benchmarks.peers import FAILURES, Peer, held_bytes, peers_for
+from benchmarks.shapes import TINY
 
-Row = dict[str, Any]
+MOST_COPIES = 2048  # of a weight so small that no more of them make a difference
+PACKED_ONCE_MORE = 1 << 24  # elements up to which packing is timed on its own
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure. seconds: for each cell; modes: "eager", and "graph" on a GPU; smoke: only that it works."""
+    """What to measure. only: cells whose name holds one of these texts; seconds: for each cell; smoke: only that it
+    works; peers: torch's own sparse tensors too; gradients: what training takes, too; compiled: torch.compile's dense
+    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph.
+    """
 
     shapes: dict[str, tuple[int, int]]
     cases: Sequence[Case]
@@ -32,13 +41,13 @@ class Settings:
     threads: Sequence[int]
     device: torch.device
     rows: Sequence[int] | None = None
+    only: Sequence[str] = ("",)
     seconds: float = 0.3
     smoke: bool = False
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """Eager calls everywhere, and replays of a CUDA graph."""
-        return ("graph", "eager") if self.device.type == "cuda" else ("eager",)
+    peers: bool = True
+    gradients: bool = True
+    compiled: bool = False
+    modes: Sequence[str] = ("eager",)
 
     def timer(self, mode: str) -> Timer:
         """The clock of a mode."""
@@ -52,7 +61,10 @@ def run(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
         for threads in settings.threads:
             torch.set_num_threads(threads)
             for dtype in settings.dtypes:
-                limits = measured(dtype, settings.device, settings.timer(settings.modes[0]), smoke=settings.smoke)
+                limits = {
+                    mode: measured(dtype, settings.device, settings.timer(mode), smoke=settings.smoke)
+                    for mode in settings.modes
+                }
                 for name, shape in settings.shapes.items():
                     yield from _shape(settings, name, shape, dtype, limits)
     finally:
@@ -62,122 +74,76 @@ def run(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
 def _count(settings: Settings, nbytes: int) -> int:
     """Copies that make a side cold."""
     cold = 1 if settings.smoke else min(COLD * last_level_cache(settings.device), COPIES_LIMIT)
-    return max(1, -(-cold // max(1, nbytes)))
+    return max(1, min(-(-cold // max(1, nbytes)), MOST_COPIES))
 
 
 def _shape(
-    settings: Settings, name: str, shape: tuple[int, int], dtype: torch.dtype, limits: Limits
+    settings: Settings, name: str, shape: tuple[int, int], dtype: torch.dtype, limits: dict[str, Limits]
 ) -> Iterator[tuple[str, list[Row]]]:
-    generator = torch.Generator().manual_seed(1)
-    w = torch.randn(*shape, generator=generator).to(settings.device, dtype)
+    cases = [tiny_case()] if name in TINY else settings.cases
+    chosen = [case for case in cases if any(text in f"{name} {case}" for text in settings.only)]
+    if not chosen:
+        return
+    generator = torch.Generator(settings.device).manual_seed(1)
+    w = torch.randn(*shape, generator=generator, device=settings.device).to(dtype)
     weights = [held[0] for held in copies([w], _count(settings, w.numel() * w.element_size()))]
     packed = panels(weights)
-    for case in settings.cases:
-        subject = Subject(name, pruned(shape, case, dtype).to(settings.device), None)
+    for case in chosen:
         rows = case.rows if settings.rows is None else settings.rows
-        built = _built(settings, subject, case, rows)
+        subject = Subject(name, pruned(shape, case, dtype, device=settings.device), None)
+        built, refused = _built(settings, subject, case, rows)
         matrix = Form(case.pattern).op.matrix.from_dense(subject.w, case.pattern)
         work = Work(matrix.nbytes, matrix.values.numel())
-        held = Held(weights, packed, [(each, copies(each.packed, _count(settings, each.nbytes))) for each in built])
+        sparse = [(each, copies(each.packed, _count(settings, each.nbytes))) for each in built]
+        peers = _peers(settings, subject.w, case) if settings.peers else []
+        held = Held(weights, packed, sparse, peers, _packing_times(matrix, built, settings), refused)
         for m in rows:
             for mode in settings.modes:
-                cell = _Cell(settings, subject, case, work, m, mode, limits)
+                cell = Cell(
+                    subject, case, work, m, mode, limits[mode], settings.timer(mode), settings.seconds,
+                    settings.compiled,
+                )  # fmt: skip
                 yield f"{name} {case} at {m} rows", cell.rows(held)
+        for m in trained(case, rows) if settings.gradients else ():
+            timer = settings.timer("eager")
+            cell = Cell(subject, case, work, m, "eager", limits[settings.modes[-1]], timer, settings.seconds)
+            yield f"{name} {case} at {m} rows", gradient_rows(cell, weights, _count(settings, work.nbytes))
 
 
-def _built(settings: Settings, subject: Subject, case: Case, rows: Sequence[int]) -> list[Built]:
-    """Every kernel and configuration that takes the case at some of the rows."""
+def _built(settings: Settings, subject: Subject, case: Case, rows: Sequence[int]) -> tuple[list[Built], list[str]]:
+    """Every kernel and configuration that takes the case at some of the rows; and what failed to pack."""
     capability = torch.cuda.get_device_capability(settings.device) if settings.device.type == "cuda" else None
     found = detect(subject.w)
     taken, _ = candidates(Form(case.pattern), found, rows, settings.device.type, capability, False)
     refused: list[str] = []
-    built = build(subject.w, taken, refused.append)
-    if refused:
-        raise RuntimeError("; ".join(refused))
-    return built
+    return build(subject.w, taken, refused.append), refused
 
 
-@dataclass(frozen=True)
-class Work:
-    """What no kernel can avoid: the bytes of the weight in canonical form, and a product for each stored element."""
-
-    nbytes: int
-    elements: int
-
-
-@dataclass(frozen=True)
-class Held:
-    """Copies of one weight, enough of each side's own to be cold: dense, packed dense, and each sparse candidate's."""
-
-    dense: Sequence[Tensor]
-    panels: Sequence[Tensor]
-    sparse: Sequence[tuple[Built, list[list[Tensor]]]]
+def _packing_times(matrix: object, built: Sequence[Built], settings: Settings) -> dict[tuple[str, str], float]:
+    """µs of packing the canonical form anew, for each kernel and configuration; nothing for the largest weights."""
+    times = {}
+    for each in built:
+        candidate, shape = each.candidate, matrix.shape  # type: ignore[attr-defined]
+        if settings.smoke or shape[0] * shape[1] > PACKED_ONCE_MORE:
+            continue
+        start = time.perf_counter()
+        prepare(candidate.form.op, matrix, [(None, candidate.kernel, candidate.config)])  # type: ignore[arg-type]
+        if settings.device.type == "cuda":
+            torch.cuda.synchronize(settings.device)
+        times[candidate.kernel, candidate.config] = round((time.perf_counter() - start) * 1e6, 1)
+    return times
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One weight at one number of rows."""
-
-    settings: Settings
-    subject: Subject
-    case: Case
-    work: Work
-    m: int
-    mode: str
-    limits: Limits
-
-    def rows(self, held: Held) -> list[Row]:
-        """Times dense, the packed dense control and every kernel in turns; one row for each kernel."""
-        x = self.subject.inputs(self.m)
-        dense = dense_sides(x, held.dense, None)
-        control = control_side(x, held.panels)
-        mine = [(each, packs) for each, packs in held.sparse if self.m in each.candidate.rows]
-        sides = [*dense, *control, *(sparse_side(each, x, None, packs) for each, packs in mine)]
-        timings = measure(sides, self.settings.timer(self.mode), seconds=self.settings.seconds, give_up=False)
-        oracle = Oracle.of(x, self.subject.w, None)
-        best = min(range(len(dense)), key=lambda i: timings[i].median)
-        base = {
-            "dense_us": _us(timings[best]),
-            "dense_kernel": dense[best].name,
-            "today_us": _us(timings[0]),
-            "control_us": _us(timings[len(dense)]) if control else None,
-        }
-        sparse = timings[len(dense) + len(control) :]
-        return [
-            self._row(each, timing, timings[best], base, oracle.error_ratio(each.run(x, None)))
-            for (each, _), timing in zip(mine, sparse, strict=True)
-        ]
-
-    def _row(self, built: Built, timing: Timing, dense: Timing, base: Row, error_ratio: float) -> Row:
-        n, k = self.subject.w.shape
-        candidate = built.candidate
-        nbytes = self.work.nbytes + self.m * (n + k) * self.subject.w.element_size()
-        limit = self.limits.us(nbytes, 2 * self.m * self.work.elements)
-        return {
-            "op": candidate.form.op.name,
-            "pattern": str(self.case.pattern),
-            "density": round(self.case.density, 4),
-            "mask": self.case.mask,
-            "kernel": candidate.kernel,
-            "config": candidate.config,
-            "m": self.m,
-            "n": n,
-            "k": k,
-            "dtype": str(self.subject.w.dtype).removeprefix("torch."),
-            "mode": self.mode,
-            **base,
-            "sparse_us": _us(timing),
-            "spread": round(max(timing.spread, dense.spread), 3),
-            "speedup": round(dense.median / timing.median, 3) if error_ratio <= 1 else None,
-            "no_difference": not differ(timing, dense),
-            "bytes": nbytes,
-            "limit_us": round(limit, 3),
-            "limit_fraction": round(limit / timing.median, 3),
-            "error_ratio": round(error_ratio, 3) if error_ratio < 1e6 else 1e6,
-            "shape": self.subject.name,
-            "threads": torch.get_num_threads(),
-        }
+def _peers(settings: Settings, w: Tensor, case: Case) -> list[HeldPeer]:
+    return [_held(settings, peer, w, case) for peer in peers_for(case.pattern, settings.device.type)]
 
 
-def _us(timing: Timing) -> float:
-    return round(timing.median, 3)
+def _held(settings: Settings, peer: Peer, w: Tensor, case: Case) -> HeldPeer:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
+            held = peer.pack(w, case.pattern)
+        count = _count(settings, held_bytes(held))
+        return HeldPeer(peer, [held, *(held.clone() for _ in range(count - 1))])
+    except FAILURES as error:
+        return HeldPeer(peer, [], first_line(error))

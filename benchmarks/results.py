@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from ajour.planning.device import this_device
 
 ROOT = Path(__file__).resolve().parent
+Result = dict[str, Any]
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
@@ -36,13 +38,19 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def _card() -> dict[str, str]:
+    """What nvidia-smi says of the card; nothing where it does not answer."""
     fields = ("power.limit", "clocks.max.sm", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
     return dict(zip(fields, (each.strip() for each in out.splitlines()[0].split(",")), strict=True))
 
 
+@cache  # a result is written after every cell, and a run measures what it started with
 def commit() -> str:
     """The checkout's commit, marked where files differ from it; "unknown" outside of one."""
 
@@ -54,19 +62,44 @@ def commit() -> str:
     return "unknown" if sha is None else sha + ("-dirty" if git("status", "--porcelain", "--", "..") else "")
 
 
-def write(path: Path, device: torch.device, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes {"device", "commit", "date", "rows"}; a run that is cut off leaves what it has, never half a file."""
+def result(device: torch.device, rows: Sequence[dict[str, Any]], sha: str = "") -> Result:
+    """{"device", "commit", "date", "rows"}, as a result file holds it; sha: the commit, where git can't be asked."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    result = {"device": device_facts(device), "commit": commit(), "date": date, "rows": list(rows)}
+    return {"device": device_facts(device), "commit": sha or commit(), "date": date, "rows": list(rows)}
+
+
+def write(path: Path, device: torch.device, rows: Sequence[dict[str, Any]], sha: str = "") -> None:
+    """Writes a result file; a run that is cut off leaves what it has, never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    part.write_text(json.dumps(result(device, rows, sha), indent=1, allow_nan=False) + "\n")
     part.replace(path)
 
 
-def place(suite: str, device: torch.device) -> Path:
-    """Where the committed result of a suite on this kind of device lies: benchmarks/results/<device>/<suite>.json."""
+def read(path: Path) -> Result:
+    """A result file; raises ValueError if it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no result file: {error}") from None
+    if not isinstance(found, dict) or not {"device", "commit", "date", "rows"} <= set(found):
+        raise ValueError(f"{path} is no result file: expected device, commit, date and rows")
+    return found
+
+
+def committed(folder: Path) -> dict[str, dict[str, list[Result]]]:
+    """device folder -> suite -> its results, oldest first. A suite may lie in parts: ops.json, ops-decode.json."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        found.setdefault(path.parent.name, {}).setdefault(path.stem.split("-")[0], []).append(read(path))
+    for suites in found.values():
+        for parts in suites.values():
+            parts.sort(key=lambda each: each["date"])
+    return found
+
+
+def place(suite: str, device: torch.device, part: str = "") -> Path:
+    """Where the committed result of a suite (or a part of it) on this kind of device lies."""
     here = this_device(device)
-    return (
-        ROOT / "results" / re.sub(r"[^a-z0-9]+", "-", f"{here.name} {here.level}".lower()).strip("-") / f"{suite}.json"
-    )
+    folder = re.sub(r"[^a-z0-9]+", "-", f"{here.name} {here.level}".lower()).strip("-")
+    return ROOT / "results" / folder / (f"{suite}-{part}.json" if part else f"{suite}.json")

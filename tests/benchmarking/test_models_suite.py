@@ -1,0 +1,73 @@
+"""Whole models: best dense against best sparse, checked in the same run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import models
+from benchmarks.encoder import encoder
+from benchmarks.llama import llama
+from benchmarks.subjects import smoke_subjects, subjects
+from suites import CPU, told
+
+
+def test_models_are_the_same_in_every_run() -> None:
+    state = torch.get_rng_state()
+    for make, shape in ((lambda: encoder(1, 32, 2, 64), (2, 5, 32)), (lambda: llama(1, 256, 64, 1, 2, 4), (2, 1, 256))):
+        first, again = make(), make()
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+        assert first(torch.ones(shape)).shape == shape
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_decoder_does_not_look_ahead() -> None:
+    model, x = encoder(1, 32, 2, 64, causal=True), torch.randn(1, 6, 32)
+    torch.testing.assert_close(model(x)[:, :3], model(x[:, :3]))
+
+
+def test_a_decoding_step_attends_to_its_own_token() -> None:
+    model = llama(1, 256, 64, 1, 2, 4)
+    first, second = model(torch.randn(2, 1, 256)), model.get_submodule("0").get_buffer("keys").clone()
+    model(torch.randn(2, 1, 256))
+    assert first.isfinite().all()
+    changed = (model.get_submodule("0").get_buffer("keys") != second).any(-1).any(1)
+    assert changed.tolist() == [[False, False, False, True]] * 2
+
+
+def test_models_of_the_targets_are_there() -> None:
+    assert {"MiniLM-L6", "encoder 12x768", "ViT-H/14 block", "GPT-2-like decoder"} == {s.name for s in subjects()}
+    assert {"Llama-3-8B, 4 layers", "ViT-H/14, 4 blocks"} == {s.name for s in subjects("cuda")}
+    assert [s.kept for s in subjects() if s.name == "MiniLM-L6"] == [0.5, 0.2, 0.1]
+
+
+def _models(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[tuple[str, dict[str, Any]]], list[Any]]:
+    monkeypatch.setattr("ajour.planning.planner.timer_for", lambda device: told)
+    plans: list[Any] = []
+    settings = models.Settings(smoke_subjects(), [1], CPU, 0.01, compiled)
+    return [(name, row) for name, rows in models.run(settings, plans.append) for row in rows], plans
+
+
+def test_a_model_is_timed_beside_its_best_dense_and_checked(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plans = _models(False, monkeypatch)
+    assert [name for name, _ in found] == ["encoder 2x64 block 16x16", "llama 1x256 2:4"]
+    row = found[0][1]
+    assert 0 < row["error_ratio"] <= 1
+    assert (row["batch"], row["tokens"], row["dtype"], row["mode"]) == (1, 8, "float32", "eager")
+    assert row["sparse_bytes"] < row["dense_bytes"]
+    assert {choice.op for choice in plans[0].choices} == {"block_linear"}
+
+
+def test_best_is_compared_with_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"stock": 90.0, "best dense kernels": 80.0, "compiled": 60.0, "converted": 50.0, "converted, compiled": 30.0}
+    monkeypatch.setattr(models.Settings, "timer", lambda self, mode: lambda side, first, count: told[side.name])
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    (_, row), _ = _models(True, monkeypatch)[0]
+    assert (row["dense_us"], row["dense_kernel"], row["sparse_us"], row["sparse_kernel"]) == (
+        60.0,
+        "compiled",
+        30.0,
+        "converted, compiled",
+    )
+    assert (row["speedup"], row["over_stock"], row["best_dense_kernels_us"], row["stock_us"]) == (2.0, 3.0, 80.0, 90.0)
