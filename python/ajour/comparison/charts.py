@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARK = "chart-"  # begins every id; a page makes it another one for each chart
 INCHES = 3.9  # of width, at 100 points each: as wide as a phone shows without shrinking the letters
 ROW, AROUND = 0.42, 0.45  # inches of height: for each bar, and for the axis
 # a colour that no chart has by itself -> the page's variable that replaces it
@@ -93,13 +94,13 @@ def _finish(figure: Figure, axes: Axes, labels: Sequence[str], unit: str) -> str
 
 
 def _inline(svg: str) -> str:
-    """The drawing alone: no prolog, no metadata, no addresses, no ids that a second chart would have too."""
+    """The drawing alone: no prolog, no metadata, no addresses, and only those ids that are referred to."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    mark = f"c{abs(hash(svg)) % 10**9}"
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', svg)
-    svg = re.sub(r'(url\(|href=")#([^")]+)', rf"\1#{mark}-\2", svg)
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
+    svg = re.sub(r'\s+id="([^"]+)"', lambda found: f' id="{MARK}{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#{MARK}", svg)
     svg = re.sub(r'(<svg\b[^>]*?)\s+width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg\b[^>]*?)\s+height="[^"]*"', r"\1", svg, count=1)
     for colour, variable in VARIABLES.items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import count
 from pathlib import Path
 
-from ajour.comparison.charts import bars, check_matplotlib, stacks
+from ajour.comparison.charts import MARK, bars, check_matplotlib, stacks
 from ajour.comparison.report import REST, Comparison, Size, memory_line, milliseconds, verified_line
 from ajour.comparison.sides import CONVERTED, LABELS, STOCK
 from ajour.planning.plan import Choice
@@ -17,6 +19,7 @@ PARTS = ("a", "b", "c", "d")  # colours of the groups that take most of the time
 OTHERS = "other linear layers"
 MEASURING = (
     "Sides take turns round by round; bars are medians, the thin line goes from the 20th to the 80th percentile. "
+    "± is half of that way. "
     "“No difference” means that the spread exceeds the difference. No gain is told without a verification in the same "
     "run. Where the time goes is measured in passes of their own, with hooks on the layers."
 )
@@ -39,11 +42,18 @@ def page(title: str, intro: str, comparisons: Sequence[Comparison]) -> str:
     for comparison in comparisons:
         parts += _section(comparison)
     parts.append(f'<h2>How this was measured</h2><p class="soft">{MEASURING}</p>')
+    number = count()
+    body = re.sub(
+        r"<svg\b.*?</svg>",
+        lambda svg: svg[0].replace(MARK, f"{MARK}{next(number)}-"),
+        "\n".join(parts),
+        flags=re.DOTALL,
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS.read_text(encoding='utf-8')}</style></head>\n<body>"
-        + "\n".join(parts)
+        + body
         + "</body></html>\n"
     )
 
@@ -140,8 +150,8 @@ def _layer(choice: Choice) -> list[str]:
     chosen = "<br>".join(escape(f"{entry.kernel} {entry.config}".strip()) for entry in choice.kernels) or "as it is"
     kept = "" if choice.density is None else f"{choice.density:.0%}"
     return [
-        escape(choice.layer or "(the model)"), "x".join(map(str, choice.shape)), escape(str(choice.pattern or "")), kept,
-        chosen, times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}", escape(choice.reason),
+        escape(choice.layer or "(the model)"), "x".join(map(str, choice.shape)), escape(str(choice.pattern or "")),
+        kept, chosen, times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}", escape(choice.reason),
     ]  # fmt: skip
 
 

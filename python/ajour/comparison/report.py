@@ -109,7 +109,7 @@ class Comparison:
 
 def latencies(comparison: Comparison) -> Table:
     """One row for each size: what each side takes, and the gains."""
-    table = _table("ms of one pass: median (p20 to p80)")
+    table = _table("ms of one pass: medians, ± half of p20 to p80")
     sides = list(comparison.sizes[0].times)
     for title in ("size", *(LABELS[side] for side in sides), "over fastest dense", "over torch"):
         table.add_column(title, justify="right", overflow="fold")
@@ -158,10 +158,9 @@ def verified_line(comparison: Comparison) -> str:
 
 
 def milliseconds(timing: Timing) -> str:
-    """12.3 (12.1-12.6), with as many digits as tell something."""
+    """12.3 ±3%: the median with as many digits as tell something, and half the way from p20 to p80."""
     digits = sum(timing.median < bar * 1e3 for bar in (1, 10, 100))
-    median, low, high = (f"{us / 1e3:.{digits}f}" for us in (timing.median, timing.low, timing.high))
-    return f"{median} ({low}-{high})"
+    return f"{timing.median / 1e3:.{digits}f} ±{timing.spread / 2:.0%}"
 
 
 def _table(title: str) -> Table:

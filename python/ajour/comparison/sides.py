@@ -17,7 +17,7 @@ from ajour.planning.planner import plan as make_plan
 from ajour.planning.rows import call
 
 STOCK, COMPILED, DENSE, CONVERTED = "stock", "compiled", "dense", "converted"
-LABELS = {STOCK: "torch as it is", COMPILED: "torch.compile", DENSE: "best dense kernels", CONVERTED: "converted"}
+LABELS = {STOCK: "torch as it is", COMPILED: "torch.compile", DENSE: "best dense", CONVERTED: "converted"}
 # what torch.compile raises without a compiler, or for a model that it can't take
 UNCOMPILED = (RuntimeError, OSError, ImportError, NotImplementedError, TypeError, subprocess.SubprocessError)
 

@@ -36,8 +36,8 @@ def load_model(spec: str, dtype: torch.dtype | None = None, device: torch.device
     elif Path(spec).is_file():
         raise FileError(
             f"{spec} holds weights but no model to run: `ajour inspect` takes it, with --rows also `ajour plan` and "
-            "`ajour limits`. For the rest give the folder that also holds its config.json, or `package.module:factory`, a "
-            "callable that builds the model and loads the file"
+            "`ajour limits`. For the rest give the folder that also holds its config.json, or "
+            "`package.module:factory`, a callable that builds the model and loads the file"
         )
     else:
         model = _from_factory(spec)
