@@ -107,11 +107,10 @@ def test_a_model_that_does_not_compile_is_left_out_with_the_first_line(monkeypat
 
     monkeypatch.setattr(torch, "compile", refuse)
     model = pruned()
-    made = sides.make_sides(
-        model, [torch.randn(4, 64)], plan=hand_plan(model), rows=None, compiled=True, progress=False
-    )
-    assert made.notes == ("torch.compile is left out: no graph for this",)
-    assert list(made.models) == ["stock", "dense", "converted"]
+    plan = hand_plan(model)
+    models, notes = sides.make_sides(model, [torch.randn(4, 64)], plan, plan, compiled=True)
+    assert notes == ("torch.compile is left out: no graph for this",)
+    assert list(models) == ["stock", "dense", "converted"]
 
 
 def test_json_and_text_name_every_size_and_layer(compared: Comparison) -> None:

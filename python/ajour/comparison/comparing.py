@@ -14,6 +14,7 @@ from ajour.comparison.sides import COMPILED, CONVERTED, LABELS, make_sides
 from ajour.conversion.fast_path import bypassing
 from ajour.memory import resident_bytes
 from ajour.planning.plan import Plan
+from ajour.planning.planner import plan as make_plan
 from ajour.planning.rows import call, untouched
 from ajour.planning.timing import Side, cpu_timer, measure
 from ajour.verification import verify
@@ -43,16 +44,20 @@ def compare(
     from ajour.planning.progress import bar
 
     inputs = list(examples.values())
-    with untouched(model), torch.inference_mode(), bar(progress, 3 * len(examples) + 1) as (tell, advance):
-        made = make_sides(model, inputs, plan=plan, rows=rows, compiled=compiled, progress=False, tell=tell)
+    plan = plan or make_plan(model, inputs, rows=rows, progress=progress)
+    best_dense = make_plan(model, inputs, rows=rows, formats=(), progress=progress)
+    with untouched(model), torch.inference_mode(), bar(progress, 2 * len(examples) + 2) as (tell, advance):
+        models, missing = make_sides(model, inputs, plan, best_dense, compiled=compiled, tell=tell)
         advance()
-        report = verify(made.models[CONVERTED], model, inputs)
-        sizes = [_size(label, each, made.models, made.plan, seconds, tell, advance) for label, each in examples.items()]
-    notes = list(made.notes)
+        tell("the errors of the converted model")
+        report = verify(models[CONVERTED], model, inputs)
+        advance()
+        sizes = [_size(label, each, models, plan, seconds, tell, advance) for label, each in examples.items()]
+    notes = list(missing)
     if bypassing(model):
         notes.append("torch's fused encoder path can't be timed by layer: its layers were timed without it")
-    held = {side: resident_bytes(each) for side, each in made.models.items() if side != COMPILED}
-    return Comparison(name, made.plan, tuple(sizes), held, report, tuple(notes))
+    held = {side: resident_bytes(each) for side, each in models.items() if side != COMPILED}
+    return Comparison(name, plan, tuple(sizes), held, report, tuple(notes))
 
 
 def _size(
@@ -73,7 +78,6 @@ def _size(
     tell(f"where the time goes at {label}")
     layers = [choice.layer for choice in plan.choices]
     where = {side: break_down(each, layers, inputs) for side, each in models.items() if side != COMPILED}
-    advance()
     advance()
     return Size(label, dict(zip(models, timed, strict=True)), where)
 

@@ -151,7 +151,8 @@ def _layer(choice: Choice) -> list[str]:
     kept = "" if choice.density is None else f"{choice.density:.0%}"
     return [
         escape(choice.layer or "(the model)"), "x".join(map(str, choice.shape)), escape(str(choice.pattern or "")),
-        kept, chosen, times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}", escape(choice.reason),
+        kept, chosen, times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}",
+        escape(choice.reason),
     ]  # fmt: skip
 
 

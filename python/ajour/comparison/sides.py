@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 
 from ajour.conversion import convert
 from ajour.planning.plan import Plan
-from ajour.planning.planner import plan as make_plan
 from ajour.planning.rows import call
 
 STOCK, COMPILED, DENSE, CONVERTED = "stock", "compiled", "dense", "converted"
@@ -22,38 +20,24 @@ LABELS = {STOCK: "torch as it is", COMPILED: "torch.compile", DENSE: "best dense
 UNCOMPILED = (RuntimeError, OSError, ImportError, NotImplementedError, TypeError, subprocess.SubprocessError)
 
 
-@dataclass(frozen=True)
-class Sides:
-    """models by side, in the order of LABELS; the plan that the converted one follows; notes on what is missing."""
-
-    models: dict[str, nn.Module]
-    plan: Plan
-    notes: tuple[str, ...] = ()
-
-
 def make_sides(
     model: nn.Module,
     examples: Sequence[Any],
+    plan: Plan,
+    best_dense: Plan,
     *,
-    plan: Plan | None,
-    rows: Sequence[int] | None,
     compiled: bool,
-    progress: bool,
     tell: Callable[[str], None] = lambda text: None,
-) -> Sides:
-    """All sides of a model, which stays as it is; one that can't be made is left out with a note."""
-    tell("every layer, dense against sparse")
-    made = plan or make_plan(model, list(examples), rows=rows, progress=progress)
+) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
+    """(models by side, in the order of LABELS; notes on what is missing). The model itself stays as it is."""
     models, notes = {STOCK: model}, []
     if compiled:
-        tell("torch.compile at work, which can take minutes")
+        tell("torch.compile, which is at work and can take minutes")
         reason = _compile(model, examples, models)
         notes += [f"torch.compile is left out: {reason}"] if reason else []
-    tell("the best dense kernel of every layer")
-    best = make_plan(model, list(examples), rows=rows, formats=(), progress=False)
-    models[DENSE] = convert(copy.deepcopy(model), best)
-    models[CONVERTED] = convert(copy.deepcopy(model), made)
-    return Sides(models, made, tuple(notes))
+    models[DENSE] = convert(copy.deepcopy(model), best_dense)
+    models[CONVERTED] = convert(copy.deepcopy(model), plan)
+    return models, tuple(notes)
 
 
 def _compile(model: nn.Module, examples: Sequence[Any], models: dict[str, nn.Module]) -> str | None:
