@@ -174,7 +174,7 @@ def candidates(
         problem = Problem(form.op.name, form.pattern, m, n, k, found.dtype, device, capability, found.density)
         before = len(taken), sum(map(len, taken.values()))
         for kernel in form.op.kernels.values():
-            if kernel.packing == "dense" or kernel.name == "reference":
+            if kernel.packing == "dense" or kernel.name == "reference" or not kernel.planned:
                 continue
             if reason := kernel.why_not(problem):
                 refused.setdefault(kernel.name, f"{form.pattern}, {kernel.name}: {reason}")

@@ -1,0 +1,10 @@
+"""block_sddmm: its kernels, fastest first, each named after the block_linear kernel whose training it serves."""
+
+from __future__ import annotations
+
+from ajour.ops.block_sddmm import native_kernel, reference
+from ajour.ops.sampled import define_sampled
+
+KERNELS = (native_kernel.KERNEL, reference.KERNEL)
+
+OP = define_sampled("block_sddmm", KERNELS)
