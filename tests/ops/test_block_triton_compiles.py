@@ -1,4 +1,4 @@
-"""The Triton kernels of block-sparse layers compile ahead of time for sm_80 and sm_90: registers, and which instructions.
+"""The Triton kernels of block-sparse layers, compiled ahead of time for sm_80 and sm_90: registers and instructions.
 
 Needs no GPU.
 """
@@ -81,7 +81,7 @@ def check(binary: Any, dtype: str, sm: int, tokens: int, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("sm", [80, 90])
-@pytest.mark.parametrize(("dtype", "m"), [("bfloat16", 16), ("bfloat16", 8192), ("float16", 64), ("float32", 128)])
+@pytest.mark.parametrize(("dtype", "m"), [("bfloat16", 16), ("float16", 8192), ("float32", 128)])
 @pytest.mark.parametrize("pattern", BLOCKS, ids=str)
 def test_the_first_configuration_keeps_everything_in_registers(
     pattern: Block, dtype: str, m: int, sm: int, tmp_path: Path
