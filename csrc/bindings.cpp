@@ -4,6 +4,8 @@
 #include "cpu/bitmap_expand.h"
 #include "cpu/bitmap_linear.h"
 #include "cpu/block_linear.h"
+#include "cpu/block_product.h"
+#include "cpu/block_sddmm.h"
 #include "cpu/chunked_linear.h"
 #include "cpu/dense_panels.h"
 #include "cpu/isa.h"
@@ -220,6 +222,29 @@ void bind_block_linear(py::module_& m) {
       Unlocked());
 }
 
+// Training with the canonical blocks: products with W and its transpose, and dW at the live blocks.
+void bind_block_training(py::module_& m) {
+  using namespace ajour;
+  m.def(
+      "block_product",
+      [](const BlockLayout& block, int64_t n, int64_t k, bool transposed, const BlockTensors& w, int dtype, Address x,
+         int64_t rows, int64_t x_stride, Address bias, Address residual, int activation, Address y) {
+        cpu::block_product({block.rows, block.cols, n, k, transposed, w.blocks,
+                            transposed ? w.column_offsets : w.row_offsets, transposed ? w.rows : w.columns,
+                            transposed ? w.order : nullptr, dtype, at(x), rows, x_stride, at(bias), at(residual),
+                            activation, at(y)});
+      },
+      Unlocked());
+  m.def(
+      "block_sddmm",
+      [](const BlockLayout& block, int64_t n, int64_t k, const BlockTensors& gradient, bool is_float, bool accumulate,
+         int dtype, Address dy, int64_t dy_stride, Address x, int64_t x_stride, int64_t rows) {
+        cpu::block_sddmm({block.rows, block.cols, n, k, gradient.live, gradient.rows, gradient.columns, dtype, at(dy),
+                          at(x), rows, dy_stride, x_stride, is_float, accumulate, gradient.blocks});
+      },
+      Unlocked());
+}
+
 // bitmap_linear on the CPU: bitmap rows, decoded for few rows of x or expanded for many.
 void bind_bitmap_rows(py::module_& m) {
   using namespace ajour;
@@ -314,6 +339,7 @@ PYBIND11_MODULE(_C, m) {
   bind_formats(m);
   bind_nm_linear(m);
   bind_block_linear(m);
+  bind_block_training(m);
   bind_bitmap_rows(m);
   bind_chunked_rows(m);
 
