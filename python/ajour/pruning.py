@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ajour.layers import Layer, find_layers, is_conv1d, is_converted
+from ajour.magnitude import keep_largest, magnitudes
 from ajour.masks import is_prune_hook
 from ajour.terms.errors import ConversionError, PatternError
-from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
+from ajour.terms.pattern import NM, Block, Dense, Pattern
 
 LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -40,12 +41,7 @@ def prune(
     _check(pattern, density, balanced)
     for layer in _chosen(find_layers(model), layers):
         w = layer.weight()
-        kept = _kept(
-            w.abs().to(torch.promote_types(w.dtype, torch.float32)),
-            pattern,
-            density if density is not None else 1.0,
-            balanced,
-        )
+        kept = keep_largest(magnitudes(w), pattern, density if density is not None else 1.0, balanced)
         _write(layer, torch.where(kept, w, 0))
     return model
 
@@ -82,33 +78,6 @@ def _chosen(found: list[Layer], layers: LayerChoice | None) -> list[Layer]:
                 f"layer {layer.name!r} is converted already; call ajour.revert(model), prune, convert"
             )
     return [layer for layer in chosen if layer.reason is None]
-
-
-def _kept(size: Tensor, pattern: Pattern, density: float, balanced: bool) -> Tensor:
-    """Which entries of a weight [n, k] with these magnitudes stay."""
-    n, k = size.shape
-    if isinstance(pattern, NM):
-        groups = nn.functional.pad(size, (0, -k % pattern.group), value=-1.0).view(n, -1, pattern.group)
-        return _largest(groups, pattern.keep).view(n, -1)[:, :k]
-    if isinstance(pattern, Block):
-        r, c = pattern.rows, pattern.cols
-        blocks = nn.functional.pad(size, (0, -k % c, 0, -n % r)).view(-(-n // r), r, -(-k // c), c).sum((1, 3))
-        scores = blocks if balanced else blocks.flatten()
-        live = _largest(scores, round(density * scores.shape[-1])).view_as(blocks)
-        return live.repeat_interleave(r, 0)[:n].repeat_interleave(c, 1)[:, :k]
-    assert isinstance(pattern, Unstructured)
-    return _largest(size.flatten(), round(density * size.numel())).view_as(size)
-
-
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """True at exactly `count` entries of the last side, the largest; among equals the first. NaN counts as largest."""
-    total = scores.shape[-1]
-    if count == 0 or total == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    scores = scores.nan_to_num(nan=torch.inf)
-    least = scores.kthvalue(total - count + 1, dim=-1, keepdim=True).values
-    above, equal = scores > least, scores == least
-    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
 @torch.no_grad()
