@@ -7,6 +7,7 @@
 #include "cpu/chunked_linear.h"
 #include "cpu/dense_panels.h"
 #include "cpu/isa.h"
+#include "cpu/masked_update.h"
 #include "cpu/nm_expand.h"
 #include "cpu/nm_linear.h"
 #include "layout/bitmap.h"
@@ -299,6 +300,30 @@ void bind_chunked_rows(py::module_& m) {
       Unlocked());
 }
 
+// Optimizer steps on the CPU; rows: UpdateRow[count] (layout/update_table.h), filled by the host.
+void bind_masked_update(py::module_& m) {
+  using namespace ajour;
+  m.attr("UPDATE_CHUNK") = kUpdateChunk;
+  m.def(
+      "masked_update",
+      [](Address rows, int64_t count, Address coefficients, int rule, int type, bool master, bool stochastic,
+         float grad_scale) {
+        cpu::masked_update({at<UpdateRow>(rows), count, at<float>(coefficients), static_cast<cpu::UpdateRule>(rule),
+                            type, master, stochastic, grad_scale});
+      },
+      Unlocked());
+  m.def(
+      "masked_norm",
+      [](Address rows, int64_t count, int type, int power, Address partial) {
+        cpu::masked_norm({at<UpdateRow>(rows), count, type, power, at<double>(partial)});
+      },
+      Unlocked());
+  m.def(
+      "masked_clear",
+      [](Address rows, int64_t count, int itemsize) { cpu::masked_clear({at<UpdateRow>(rows), count, itemsize}); },
+      Unlocked());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -316,6 +341,7 @@ PYBIND11_MODULE(_C, m) {
   bind_block_linear(m);
   bind_bitmap_rows(m);
   bind_chunked_rows(m);
+  bind_masked_update(m);
 
   m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });
   m.def("best_cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::best_isa()); });
