@@ -25,19 +25,38 @@ AJOUR_INLINE uint32_t lane_mask(const uint8_t* bits, int64_t i, int64_t left) {
   return left > 8 ? uint32_t(p[0]) | uint32_t(p[1]) << 8 : *p;
 }
 
-// expand (cpu/simd.h) for a mask that may be full. Reads as many floats as there are set bits.
-AJOUR_INLINE Vec spread(const float* p, uint32_t mask) { return mask == kAllLanes ? load(p) : expand(p, mask); }
+// The bits of up to 64 entries from entry i on, a multiple of 64; `left` entries remain.
+AJOUR_INLINE uint64_t mask_word(const uint8_t* bits, int64_t i, int64_t left) {
+  uint64_t word = 0;
+  memcpy(&word, bits + i / 8, left >= 64 ? 8 : size_t(left + 7) / 8);
+  return word;
+}
 
-// The lanes whose bit is set, one after another, to p; writes no more than these.
-AJOUR_INLINE void gather(float* p, Vec v, uint32_t mask) {
-  if (mask == kAllLanes) return store(p, v);
+// The lanes whose bit is set, one after another, to p. Writes kLanes floats, of which only these mean anything.
+AJOUR_INLINE void compress(float* p, Vec v, uint32_t mask) {
 #if defined(__AVX512F__)
-  // compressing in a register: the form that writes to memory is microcoded on Zen 4 and 5
-  store(p, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), v), __builtin_popcount(mask));
+  store(p, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), v));  // the form that writes to memory is microcoded
 #else
   float lanes[kLanes];
   store(lanes, v);
-  for (; mask; mask &= mask - 1) *p++ = lanes[__builtin_ctz(mask)];
+  AJOUR_UNROLL for (int i = 0; i < kLanes; i++) {
+    *p = lanes[i];
+    p += (mask >> i) & 1;
+  }
+#endif
+}
+
+// What undoes compress, +0.0 in the other lanes. Reads kLanes floats.
+AJOUR_INLINE Vec decompress(const float* p, uint32_t mask) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), load(p));
+#else
+  float lanes[kLanes];
+  AJOUR_UNROLL for (int i = 0; i < kLanes; i++) {
+    lanes[i] = (mask >> i) & 1 ? *p : 0.0f;
+    p += (mask >> i) & 1;
+  }
+  return load(lanes);
 #endif
 }
 

@@ -52,15 +52,10 @@ AJOUR_INLINE Vec round_at_random(Vec v, uint32_t key, int64_t i) {
 // Writes +0.0 only where it isn't there already: weights outside the mask seldom change, and a write costs bandwidth.
 template <class T>
 AJOUR_INLINE void hold_at_zero(T* w, int count) {
-  uint64_t any = 0;
-  if (count == kLanes) {
-    uint64_t words[kLanes * sizeof(T) / 8];
-    memcpy(words, w, sizeof words);
-    AJOUR_UNROLL for (uint64_t word : words) any |= word;
-    if (any) memset(w, 0, sizeof words);
-  } else {
-    memset(w, 0, size_t(count) * sizeof(T));
-  }
+  uint8_t any = 0;
+  const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(w);
+  for (size_t i = 0; i < size_t(count) * sizeof(T); i++) any |= bytes[i];
+  if (any) memset(w, 0, size_t(count) * sizeof(T));
 }
 
 template <class T>
@@ -116,26 +111,44 @@ void update_dense(const Row<Rule>& r, int64_t begin, int64_t entries) {
 }
 
 constexpr int kStretch = 1024;  // entries whose kept ones are collected at a time: 8 KiB, well inside the L1 cache
+constexpr int kWord = 64;       // entries whose bits are looked at together
 
-// The same where states and master hold kept entries alone, from place `at`; returns the place after the last one.
-template <class T, class Rule, bool Master>
-int64_t update_compact(const Row<Rule>& r, int64_t begin, int64_t entries, int64_t at) {
-  const UpdateRow& row = r.row;
-  float weights[kStretch + kLanes], grads[kStretch + kLanes];
+// Collects kept weights and gradients of up to 64 entries; returns how many these are.
+template <class T, bool Master>
+AJOUR_INLINE int collect_word(const UpdateRow& row, int64_t i, int64_t left, uint64_t word, float* weights,
+                              float* grads) {
+  T* const weight = static_cast<T*>(row.weight) + i;
+  const T* const grad = static_cast<const T*>(row.grad) + i;
   int kept = 0;
-  for (int64_t i = begin; i < begin + entries; i += kLanes) {
-    const int64_t left = begin + entries - i;
-    const int count = left < kLanes ? int(left) : kLanes;
-    const uint32_t mask = lane_mask(row.bits, i, left);
-    T* const weight = static_cast<T*>(row.weight) + i;
-    if (!mask) {
-      hold_at_zero(weight, count);
-      continue;
-    }
-    gather(grads + kept, load_some(static_cast<const T*>(row.grad) + i, count), mask);
-    if constexpr (!Master) gather(weights + kept, load_some(weight, count), mask);
+  AJOUR_UNROLL for (int lane = 0; lane < kWord; lane += kLanes) {
+    if (left < lane + kLanes && left <= lane) break;
+    const int count = left < lane + kLanes ? int(left) - lane : kLanes;
+    const uint32_t mask = uint32_t(word >> lane) & kAllLanes;
+    compress(grads + kept, load_some(grad + lane, count), mask);
+    if constexpr (!Master) compress(weights + kept, load_some(weight + lane, count), mask);
     kept += __builtin_popcount(mask);
   }
+  return kept;
+}
+
+// Writes up to 64 weights: those that `values` has for kept entries, +0.0 elsewhere. Returns how many were kept.
+template <class T, class Rule>
+AJOUR_INLINE int spread_word(const Row<Rule>& r, int64_t i, int64_t left, uint64_t word, const float* values) {
+  int kept = 0;
+  AJOUR_UNROLL for (int lane = 0; lane < kWord; lane += kLanes) {
+    if (left < lane + kLanes && left <= lane) break;
+    const uint32_t mask = uint32_t(word >> lane) & kAllLanes;
+    const int count = left < lane + kLanes ? int(left) - lane : kLanes;
+    store_weights<T>(r, i + lane, decompress(values + kept, mask), count);
+    kept += __builtin_popcount(mask);
+  }
+  return kept;
+}
+
+// One step for `kept` entries whose states, and master if there is one, lie at place `at`; weights become the new ones.
+template <class Rule, bool Master>
+AJOUR_INLINE void update_kept(const Row<Rule>& r, int64_t at, int kept, const float* grads, float* weights) {
+  const UpdateRow& row = r.row;
   for (int j = 0; j < kept; j += kLanes) {
     const int count = kept - j < kLanes ? kept - j : kLanes;
     Vec s[Rule::kStates + 1];
@@ -146,12 +159,28 @@ int64_t update_compact(const Row<Rule>& r, int64_t begin, int64_t entries, int64
     if constexpr (Master) store_some(row.master + at + j, w, count);
     store(weights + j, w);
   }
-  const float* p = weights;
-  for (int64_t i = begin; i < begin + entries; i += kLanes) {
-    const int64_t left = begin + entries - i;
-    const uint32_t mask = lane_mask(row.bits, i, left);
-    if (mask) store_weights<T>(r, i, spread(p, mask), left < kLanes ? int(left) : kLanes);
-    p += __builtin_popcount(mask);
+}
+
+// The same where states and master hold kept entries alone, from place `at`; returns the place after the last one.
+template <class T, class Rule, bool Master>
+int64_t update_compact(const Row<Rule>& r, int64_t begin, int64_t entries, int64_t at) {
+  float weights[kStretch + kLanes], grads[kStretch + kLanes];
+  uint64_t words[kStretch / kWord];
+  int kept = 0;
+  for (int64_t i = 0; i < entries; i += kWord) {
+    const int64_t left = entries - i;
+    const uint64_t word = words[i / kWord] = mask_word(r.row.bits, begin + i, left);
+    if (word) {
+      kept += collect_word<T, Master>(r.row, begin + i, left, word, weights + kept, grads + kept);
+    } else {
+      hold_at_zero(static_cast<T*>(r.row.weight) + begin + i, left < kWord ? int(left) : kWord);
+    }
+  }
+  update_kept<Rule, Master>(r, at, kept, grads, weights);
+  const float* values = weights;
+  for (int64_t i = 0; i < entries; i += kWord) {
+    const uint64_t word = words[i / kWord];
+    if (word) values += spread_word<T>(r, begin + i, entries - i, word, values);
   }
   return at + kept;
 }
