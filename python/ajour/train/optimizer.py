@@ -99,6 +99,10 @@ class MaskedOptimizer(Optimizer):
                 raise PatternError(f"{name!r} and {found!r} are one tied parameter under two masks; keep one of them")
             self._hold(parameter, str(name or given or f"parameter {len(self._held)}"), self.masks.get(str(name)))
 
+    def masked_parameters(self) -> dict[str, Tensor]:
+        """Name -> the parameter, for each that has a mask."""
+        return {held.name: held.parameter for held in self._held.values() if held.mask is not None}
+
     def change_masks(self, masks: Mapping[str, Mask]) -> None:
         """Goes on under these masks, by name, all checked first; `self.masks` changes with them.
 
