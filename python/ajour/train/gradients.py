@@ -46,10 +46,11 @@ def clip_grad_norm_(
     total = powers.max() if norm_type == float("inf") else powers.sum() ** (1.0 / norm_type)
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(f"the norm of the gradients is {float(total)}: it can't be clipped")
+    precise = torch.float64 if any(grad.flat.dtype == torch.float64 for grad in grads) else torch.float32
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     if device.type != "cpu" or float(factor) != 1.0:  # asking a GPU would wait for it
-        torch._foreach_mul_([grad.local for grad in grads], factor.float())
-    return total.float()
+        torch._foreach_mul_([grad.local for grad in grads], factor.to(precise))
+    return total.to(precise)
 
 
 @torch.no_grad()
