@@ -22,6 +22,7 @@
 #include "memory/parallel.h"
 #ifdef AJOUR_HAS_CUDA
 #include "cuda/device.h"
+#include "cuda/masked_update.h"
 #endif
 
 namespace py = pybind11;
@@ -322,6 +323,16 @@ void bind_masked_update(py::module_& m) {
       "masked_clear",
       [](Address rows, int64_t count, int itemsize) { cpu::masked_clear({at<UpdateRow>(rows), count, itemsize}); },
       Unlocked());
+#ifdef AJOUR_HAS_CUDA
+  m.def(
+      "cuda_masked_update",
+      [](Address rows, Address chunk_rows, int64_t chunks, Address coefficients, int rule, int type, bool master,
+         bool stochastic, Address grad_scale, Address found_inf, Address stream) {
+        cuda::masked_update({at<UpdateRow>(rows), at<int32_t>(chunk_rows), chunks, at<float>(coefficients), rule, type,
+                             master, stochastic, at<float>(grad_scale), at<float>(found_inf), at(stream)});
+      },
+      Unlocked());
+#endif
 }
 
 }  // namespace

@@ -50,6 +50,7 @@ class MaskedOptimizer(Optimizer):
         self.storage, self.master, self.stochastic_rounding = storage, master, stochastic_rounding
         self.seed, self._kernel = seed, kernel
         self._held: dict[Tensor, Held] = {}
+        self._uploaded: dict[Any, Any] = {}
         super().__init__(params, defaults)
         self._refuse_strangers()
 
@@ -69,8 +70,8 @@ class MaskedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
-            return loss
+        if found_inf is not None and not self.defaults["capturable"] and bool(found_inf):
+            return loss  # a capturable step leaves that to the kernel, as reading it waits for the device
         launches: dict[Key, list[tuple[list[Tensor], list[Slice], Tensor]]] = {}
         for group in self.param_groups:
             for key, parameters in self._alike(group).items():
@@ -81,7 +82,7 @@ class MaskedOptimizer(Optimizer):
             stochastic = self.stochastic_rounding and dtype == torch.bfloat16 and not master
             slices = [piece for _, each, _ in parts for piece in each]
             coefficients = torch.cat([each for _, _, each in parts])
-            kernel.run(Update(rule, slices, coefficients, stochastic, grad_scale, found_inf))
+            kernel.run(Update(rule, slices, coefficients, stochastic, grad_scale, found_inf, self._uploaded))
             for parameter, piece in zip((p for each, _, _ in parts for p in each), slices, strict=True):
                 if not (weight := self._held[parameter].local).is_contiguous():
                     weight.copy_(piece.weight.view(weight.shape))  # the kernel worked on a copy

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ class Update:
     device or, for a GPU, on the CPU too.
 
     stochastic: round bfloat16 weights without a master up or down at random. The gradient counts as grad / grad_scale,
-    and nothing happens where found_inf is not zero (both one float32 on the device, or None).
+    and nothing happens where found_inf is not zero (both one float32 on the device, or None). uploaded: where a GPU's
+    kernels keep their table from one step to the next; the optimizer's.
     """
 
     rule: str
@@ -58,6 +60,7 @@ class Update:
     stochastic: bool = False
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    uploaded: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
