@@ -1,4 +1,4 @@
-"""python -m benchmarks ops|models [--smoke] [--json FILE] [--save]: measures, prints, and writes result files."""
+"""python -m benchmarks ops|models|train [--smoke] [--json FILE] [--save]: measures, prints, and writes result files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Cells = Iterator[tuple[str, list[dict[str, Any]]]]
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=("ops", "models"))
+    parser.add_argument("suite", choices=("ops", "models", "train"))
     parser.add_argument(
         "--smoke", action="store_true", help="small and short: shows that the suite works, nothing more"
     )
@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     rows: list[dict[str, Any]] = []
     paths = [path for path in (asked.json, results.place(asked.suite, device) if asked.save else None) if path]
     threads = [int(count) for count in asked.threads.split(",")]
-    cells = _ops(asked, device, threads) if asked.suite == "ops" else _models(asked, device, threads, console)
+    suites = {
+        "ops": lambda: _ops(asked, device, threads),
+        "models": lambda: _models(asked, device, threads, console),
+        "train": lambda: _train(asked, device, threads),
+    }
+    cells = suites[asked.suite]()
     for name, found in cells:
         rows += found
         for row in found:
@@ -80,6 +85,14 @@ def _models(asked: argparse.Namespace, device: torch.device, threads: list[int],
     chosen = [each for each in every if asked.only in f"{each.name} {each.pattern}"]
     seconds = 0.05 if asked.smoke else max(asked.seconds, 2.0)
     return run(chosen, threads, device, seconds, lambda plan: console.print(str(plan), highlight=False, soft_wrap=True))
+
+
+def _train(asked: argparse.Namespace, device: torch.device, threads: list[int]) -> Cells:
+    from benchmarks.train import Settings, run
+
+    dtypes = [DTYPES[name] for name in asked.dtypes.split(",")]
+    seconds = 0.002 if asked.smoke else max(asked.seconds, 3.0)
+    return run(Settings(dtypes, threads, device, seconds, asked.smoke, asked.only))
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
