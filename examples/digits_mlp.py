@@ -50,8 +50,10 @@ def fit(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
             optimizer.step()
 
 
-def run(console: Console, pattern: Pattern, density: float | None, epochs: int) -> dict[str, float]:
-    """The whole story; returns the accuracies."""
+def run(
+    console: Console, pattern: Pattern, density: float | None, epochs: int, margin: float = 0.05
+) -> dict[str, float]:
+    """The whole story; returns the accuracies. `margin` is what sparse must gain over dense to be taken."""
     torch.manual_seed(0)
     x, y = digits()
     order = torch.randperm(len(x))
@@ -77,7 +79,7 @@ def run(console: Console, pattern: Pattern, density: float | None, epochs: int) 
     fit(dense, torch.optim.AdamW(dense.parameters(), 1e-3), x[seen], y[seen], epochs, seed=2)
     tell("the dense one, trained as long", dense)
 
-    plan = ajour.plan(model, x[held], margin=float("-inf"), progress=False)
+    plan = ajour.plan(model, x[held], margin=margin, progress=False)
     reference = copy.deepcopy(model)
     model = ajour.convert(model, plan)
     tell("converted", model)

@@ -49,9 +49,9 @@ def documents() -> Data:
     return Data(texts[::2], ratings[::2, ::2], texts[1::2], ratings[1::2, 1::2], unrated_documents())
 
 
-def quality(model: nn.Module, tokenizer: Any, data: Data) -> float:
-    """Pearson correlation with the judgements of the held-out pairs."""
-    return float(correlation(embed(model.eval(), tokenizer, data.held_texts).double(), data.held_ratings))
+def quality(model: nn.Module, tokenizer: Any, data: Data, length: int) -> float:
+    """Pearson correlation with the judgements of the held-out pairs, from the first `length` tokens of each text."""
+    return float(correlation(embed(model, tokenizer, data.held_texts, length).double(), data.held_ratings))
 
 
 def fine_tune(
@@ -81,16 +81,22 @@ def fine_tune(
 
 
 def run(
-    console: Console, pattern: Pattern, density: float | None, steps: int, batch: int = 8, length: int = 64
+    console: Console,
+    pattern: Pattern,
+    density: float | None,
+    steps: int,
+    batch: int = 8,
+    length: int = 64,
+    margin: float = 0.05,
 ) -> dict[str, float]:
-    """The whole story; returns the correlations."""
+    """The whole story; returns the correlations. `margin` is what sparse must gain over dense to be taken."""
     torch.manual_seed(0)
     data, (teacher, tokenizer) = documents(), load_minilm()
     model, dense = copy.deepcopy(teacher), copy.deepcopy(teacher)
     found: dict[str, float] = {}
 
     def tell(what: str, judged: nn.Module) -> None:
-        found[what] = quality(judged, tokenizer, data)
+        found[what] = quality(judged, tokenizer, data, 4 * length)
         console.print(f"{what:<44} Pearson {found[what]:.4f} on held-out pairs", highlight=False)
 
     tell("dense", teacher)
@@ -98,12 +104,12 @@ def run(
     tell(f"pruned to {pattern}, density {masks.density():.0%}", model)
 
     start = time.perf_counter()
-    optimizer = train.MaskedAdamW(model.parameters(), masks, lr=2e-4, storage="compact")
+    optimizer = train.MaskedAdamW(model.parameters(), masks, lr=1e-4, storage="compact")
     fine_tune(model, teacher, tokenizer, optimizer, data, masks, steps, batch, length)
     assert not any(model.get_parameter(name)[~mask.dense()].any() for name, mask in masks.items()), "a zero came back"
     tell(f"and trained for {steps} steps, zeros held", model)
 
-    optimizer = torch.optim.AdamW(dense.parameters(), lr=2e-4)
+    optimizer = torch.optim.AdamW(dense.parameters(), lr=1e-4)
     fine_tune(dense, teacher, tokenizer, optimizer, data, None, steps, batch, length)
     tell("the dense one, trained as long", dense)
     console.print(f"trained for {time.perf_counter() - start:.0f} s", highlight=False)
@@ -111,7 +117,7 @@ def run(
     example = dict(
         tokenizer(data.held_texts[:8], padding=True, truncation=True, max_length=length, return_tensors="pt")
     )
-    plan = ajour.plan(model, example, margin=float("-inf"), progress=False)
+    plan = ajour.plan(model, example, margin=margin, progress=False)
     reference = copy.deepcopy(model)
     model = ajour.convert(model, plan)
     tell("converted", model)
@@ -128,12 +134,12 @@ def main() -> None:
     parser.add_argument("--pattern", default="2:4", help='"2:4", "block 32x32" or "unstructured"')
     parser.add_argument("--density", type=float, default=0.5, help="the kept share, for all but N:M")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--smoke", action="store_true", help="two steps of four short texts: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="two steps of eight short texts: does it run?")
     chosen = parser.parse_args()
     pattern = parse_pattern(chosen.pattern)
     density = None if isinstance(pattern, NM) else chosen.density
     if chosen.smoke:
-        run(Console(), pattern, density, steps=2, batch=2, length=16)
+        run(Console(), pattern, density, steps=2, batch=4, length=16, margin=float("-inf"))
     else:
         run(Console(), pattern, density, chosen.steps)
 

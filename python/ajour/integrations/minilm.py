@@ -58,10 +58,10 @@ def sentence_vectors(model: nn.Module, tokenizer: Any, texts: list[str], length:
 
 
 @torch.inference_mode()
-def embed(model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
+def embed(model: nn.Module, tokenizer: Any, texts: list[str], length: int = 256) -> Tensor:
     """Sentence embeddings [texts, 384] of any number of texts, ten at a time."""
-    parts = [sentence_vectors(model, tokenizer, texts[first : first + 10]) for first in range(0, len(texts), 10)]
-    return torch.cat(parts)
+    tens = [texts[first : first + 10] for first in range(0, len(texts), 10)]
+    return torch.cat([sentence_vectors(model, tokenizer, ten, length) for ten in tens])
 
 
 def agreement(model: nn.Module, tokenizer: Any) -> float:
