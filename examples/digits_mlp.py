@@ -69,7 +69,7 @@ def run(
     tell("dense", model)
     dense = copy.deepcopy(model)
 
-    masks = train.Masks.from_pattern(model, pattern, density, layers=["0", "2"]).apply_(model)
+    masks = train.Masks.from_pattern(model, pattern, density).apply_(model)
     tell(f"pruned to {pattern}, density {masks.density():.0%}", model)
 
     fit(model, train.MaskedAdamW(model.parameters(), masks, lr=1e-3), x[seen], y[seen], epochs, seed=2)

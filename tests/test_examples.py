@@ -34,7 +34,7 @@ def test_the_digits_recover_with_their_zeros_held_and_convert_without_loss(patte
     assert trained > pruned + 0.05
     assert control > 0.9
     assert abs(converted - trained) <= 1 / 449, "at most one digit on the edge"
-    assert "2 become sparse" in said.getvalue()
+    assert "3 become sparse" in said.getvalue()
     assert all(f"{what:<42} {share:7.2%}" in said.getvalue() for what, share in found.items())
 
 
