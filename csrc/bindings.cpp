@@ -9,6 +9,7 @@
 #include "cpu/chunked_linear.h"
 #include "cpu/dense_panels.h"
 #include "cpu/isa.h"
+#include "cpu/masked_update.h"
 #include "cpu/nm_expand.h"
 #include "cpu/nm_linear.h"
 #include "layout/bitmap.h"
@@ -23,6 +24,7 @@
 #include "memory/parallel.h"
 #ifdef AJOUR_HAS_CUDA
 #include "cuda/device.h"
+#include "cuda/masked_update.h"
 #endif
 
 namespace py = pybind11;
@@ -324,6 +326,40 @@ void bind_chunked_rows(py::module_& m) {
       Unlocked());
 }
 
+// Optimizer steps on the CPU; rows: UpdateRow[count] (layout/update_table.h), filled by the host.
+void bind_masked_update(py::module_& m) {
+  using namespace ajour;
+  m.attr("UPDATE_CHUNK") = kUpdateChunk;
+  m.def(
+      "masked_update",
+      [](Address rows, int64_t count, Address coefficients, int rule, int type, bool master, bool stochastic,
+         float grad_scale) {
+        cpu::masked_update({at<UpdateRow>(rows), count, at<float>(coefficients), static_cast<cpu::UpdateRule>(rule),
+                            type, master, stochastic, grad_scale});
+      },
+      Unlocked());
+  m.def(
+      "masked_norm",
+      [](Address rows, int64_t count, int type, int power, Address partial) {
+        cpu::masked_norm({at<UpdateRow>(rows), count, type, power, at<double>(partial)});
+      },
+      Unlocked());
+  m.def(
+      "masked_clear",
+      [](Address rows, int64_t count, int itemsize) { cpu::masked_clear({at<UpdateRow>(rows), count, itemsize}); },
+      Unlocked());
+#ifdef AJOUR_HAS_CUDA
+  m.def(
+      "cuda_masked_update",
+      [](Address rows, Address chunk_rows, int64_t chunks, Address coefficients, int rule, int type, bool master,
+         bool stochastic, Address grad_scale, Address found_inf, Address stream) {
+        cuda::masked_update({at<UpdateRow>(rows), at<int32_t>(chunk_rows), chunks, at<float>(coefficients), rule, type,
+                             master, stochastic, at<float>(grad_scale), at<float>(found_inf), at(stream)});
+      },
+      Unlocked());
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -342,6 +378,7 @@ PYBIND11_MODULE(_C, m) {
   bind_block_training(m);
   bind_bitmap_rows(m);
   bind_chunked_rows(m);
+  bind_masked_update(m);
 
   m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });
   m.def("best_cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::best_isa()); });
