@@ -97,20 +97,22 @@ def test_inspect_refuses_a_damaged_file(
 
 
 @pytest.mark.parametrize(
-    ("spec", "text"),
+    ("spec", "text", "code"),
     [
-        ("nowhere", "is no folder, no file and no"),
-        (":pruned", "is no folder, no file and no"),
-        ("no_such_module_of_mine:f", "No module named"),
-        ("factories:absent", "has no callable 'absent'"),
-        ("factories:number", "to return an nn.Module, found int"),
+        ("nowhere", "is no folder, no file and no", 2),
+        (":pruned", "is no folder, no file and no", 2),
+        ("no_such_module_of_mine:f", "No module named", 2),
+        ("factories:absent", "has no callable 'absent'", 2),
+        ("factories:number", "to return an nn.Module, found int", 1),
     ],
 )
-def test_an_unknown_model_exits_1(
-    spec: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_unknown_model_exits_2(
+    spec: str, text: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exits(monkeypatch, "inspect", spec) == 1
-    assert text in capsys.readouterr().err
+    assert exits(monkeypatch, "inspect", spec) == code
+    message = capsys.readouterr().err
+    assert text in message
+    assert message.count("\n") == 1
 
 
 def test_plan_writes_what_it_prints(tmp_path: Path) -> None:

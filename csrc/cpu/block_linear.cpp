@@ -11,10 +11,12 @@ namespace ajour::cpu::AJOUR_ISA {
 namespace {
 
 constexpr int64_t kFewTokens = 8;
-// Bytes of x that a thread packs at once: a share of 1 MiB of L2 while the weight comes from L3 again for each piece,
-// and all that pays where it comes from memory (4096x4096 in 32x32 blocks at 50 %: 207 GFLOP/s against 158; Zen 5, 32
-// MiB).
-constexpr int64_t kPackedBytes = 320 << 10, kPackedBytesForLarge = 1536 << 10, kLargeWeight = 12 << 20;
+// Bytes of x that a thread packs at once: a share of 1 MiB of L2 while the weight comes from L3 again for each piece, a
+// smaller one where panels are narrow and read columns from anywhere (4x1 at 10 %, 512 tokens, 4096x1024 in bfloat16:
+// 227 GFLOP/s, with more 180), and all that pays where the weight comes from memory (4096x4096 in 32x32 blocks at 50 %:
+// 207 against 158; Zen 5, 32 MiB of L3).
+constexpr int64_t kPackedBytes = 640 << 10, kPackedBytesForNarrow = 256 << 10, kPackedBytesForLarge = 1536 << 10;
+constexpr int64_t kLargeWeight = 12 << 20;
 constexpr int64_t kTileBytes = 640 << 10;   // of one tile with tokens in lanes, where a narrower one is no slower
 constexpr int kGroupRows = 16;              // rows of y that are finished together: a cache line of floats
 constexpr int64_t kWorthThreads = 1 << 19;  // multiplications below which a second thread does not pay
@@ -154,8 +156,9 @@ class Product {
   // Tokens whose packed form fits the budget: at least one tile.
   int64_t tokens_at_once() const {
     const Tiles one = tiles(0, 1);
-    const bool is_large = w_.values() * int64_t(sizeof(Stored)) > kLargeWeight;
-    return max64(1, (is_large ? kPackedBytesForLarge : kPackedBytes) / (one.stride * 4)) * one.width;
+    const bool is_large = w_.values() * int64_t(sizeof(Stored)) > kLargeWeight, is_narrow = w_.panel_rows < kMostRows;
+    const int64_t bytes = is_large ? kPackedBytesForLarge : is_narrow ? kPackedBytesForNarrow : kPackedBytes;
+    return max64(1, bytes / (one.stride * 4)) * one.width;
   }
 
   void pack(const Tiles& t, int64_t tile, uint32_t* packed) const {
@@ -202,6 +205,14 @@ class Product {
     }
   }
 
+  // Fetches the next group's values in the course of so many words.
+  Ahead ahead_of(int64_t group, int64_t words) const {
+    const int64_t first = w_.values_before((group + 1) * group_), last = w_.values_before((group + 2) * group_);
+    const int64_t bytes = (last - first) * int64_t(sizeof(Stored));
+    return {static_cast<const char*>(call_.values) + first * int64_t(sizeof(Stored)),
+            divide_up(bytes, max64(1, words))};
+  }
+
   // Pairs of columns [columns / 2][rows][2] to floats [columns][rows].
   void convert(const Stored* values, int64_t columns, float* out) const {
     const int rows = w_.panel_rows;
@@ -222,10 +233,11 @@ class Product {
   // ---- products ----
 
   template <int kWidth>
-  void rows_tile(const Panel& p, const uint32_t* x, int64_t token, int tokens) const {
+  void rows_tile(const Panel& p, const uint32_t* x, Ahead& next, int64_t token, int tokens) const {
     for (int row = 0; row < p.rows; row += kPanelVecs * kLanes) {
       Vec sums[kPanelVecs][kWidth];
-      rows_in_lanes<Form, kPanelVecs, kWidth>(p.strip, row, x, sums);
+      to_.fetch(token, tokens, p.row + row, kPanelVecs * kLanes);
+      rows_in_lanes<Form, kPanelVecs, kWidth>(p.strip, row, x, next, sums);
       write_rows(sums, to_, token, tokens, p.row + row, p.rows - row);
     }
   }
@@ -233,44 +245,45 @@ class Product {
   void rows_group(int64_t group, const Tiles& t, const uint32_t* packed, float* converted) const {
     Panel p;
     find_panel(group, converted, p);
+    Ahead next = ahead_of(group, p.columns / Form::kColumns * (w_.panel_rows / (kPanelVecs * kLanes)) * t.number);
     for (int64_t tile = 0; tile < t.number; tile++) {
       const uint32_t* x = packed + tile * t.stride;
       const int64_t token = t.first + tile * t.width;
       const int width = t.width_of(tile), tokens = t.tokens_in(tile);
       if (width == kTokens) {
-        rows_tile<kTokens>(p, x, token, tokens);
+        rows_tile<kTokens>(p, x, next, token, tokens);
       } else if (width == kThird) {
-        rows_tile<kThird>(p, x, token, tokens);
+        rows_tile<kThird>(p, x, next, token, tokens);
       } else {
-        rows_tile<2 * kThird>(p, x, token, tokens);
+        rows_tile<2 * kThird>(p, x, next, token, tokens);
       }
     }
   }
 
   template <int kRows, int kVecs>
-  void tokens_tile(const Strip& s, const uint32_t* x, int vecs, float* sums) const {
+  void tokens_tile(const Strip& s, const uint32_t* x, Ahead& next, int vecs, float* sums) const {
     if constexpr (kVecs > (kLoose ? 2 : 1)) {
-      if (vecs < kVecs) return tokens_tile<kRows, kVecs - (kLoose ? 2 : 1)>(s, x, vecs, sums);
+      if (vecs < kVecs) return tokens_tile<kRows, kVecs - (kLoose ? 2 : 1)>(s, x, next, vecs, sums);
     }
     for (int row = 0; row < w_.panel_rows; row += kRows, sums += kRows * kVecs * kLanes) {
       if constexpr (kLoose) {
-        loose_tokens_in_lanes<kRows, kVecs>(s, row, x, sums);
+        loose_tokens_in_lanes<kRows, kVecs>(s, row, x, next, sums);
       } else {
-        tokens_in_lanes<Form, kRows, kVecs>(s, row, x, sums);
+        tokens_in_lanes<Form, kRows, kVecs>(s, row, x, next, sums);
       }
     }
   }
 
-  void tokens_panel(const Strip& s, const uint32_t* x, int vecs, float* sums) const {
+  void tokens_panel(const Strip& s, const uint32_t* x, Ahead& next, int vecs, float* sums) const {
     switch (w_.panel_rows) {
       case 1:
-        return tokens_tile<1, most_vecs(1, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<1, most_vecs(1, kLoose)>(s, x, next, vecs, sums);
       case 2:
-        return tokens_tile<2, most_vecs(2, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<2, most_vecs(2, kLoose)>(s, x, next, vecs, sums);
       case 4:
-        return tokens_tile<4, most_vecs(4, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<4, most_vecs(4, kLoose)>(s, x, next, vecs, sums);
       default:
-        return tokens_tile<kMostRows, most_vecs(kMostRows, kLoose)>(s, x, vecs, sums);
+        return tokens_tile<kMostRows, most_vecs(kMostRows, kLoose)>(s, x, next, vecs, sums);
     }
   }
 
@@ -279,18 +292,23 @@ class Product {
     const int64_t first = group * group_, last = min64(first + group_, w_.all_panels());
     Panel panels[kGroupRows];
     int number = 0;
+    int64_t columns = 0;
     for (int64_t i = first; i < last; i++) {
       Panel& p = panels[number];
       find_panel(i, converted, p);
       number += p.rows > 0;
+      columns += p.columns;
       converted += p.columns * w_.panel_rows;
     }
     if (!number) return;
     const int64_t row = panels[0].row, rows = panels[number - 1].row + panels[number - 1].rows - row;
+    const int parts = w_.panel_rows > kMostRows ? w_.panel_rows / kMostRows : 1;
+    Ahead next = ahead_of(group, columns / (kLoose ? 2 : Form::kColumns) * parts * t.number);
     for (int64_t tile = 0; tile < t.number; tile++) {
       const int width = t.width_of(tile);
       for (int i = 0; i < number; i++) {
-        tokens_panel(panels[i].strip, packed + tile * t.stride, width / kLanes, sums + (panels[i].row - row) * width);
+        tokens_panel(panels[i].strip, packed + tile * t.stride, next, width / kLanes,
+                     sums + (panels[i].row - row) * width);
       }
       write_tokens(sums, width, to_, t.first + tile * t.width, t.tokens_in(tile), row, int(rows));
     }

@@ -162,8 +162,10 @@ void run(const NMLinear& a) {
   const Windows w = windows_of<Form>(p);
   const int window = p.window * Form::kWindows;
   const int64_t per_token = w.count * Form::kColumns, held = p.windows * p.slots * kPanelRows;
-  const int64_t fitting = kBlockBytes / (per_token * int64_t(sizeof(X)) + 1) / kMostTokens * kMostTokens;
-  const int64_t block = fitting < kMostTokens ? kMostTokens : fitting, blocks = (a.m + block - 1) / block;
+  const int64_t fitting = kBlockBytes / (per_token * int64_t(sizeof(X))) / kMostTokens;
+  const int64_t tiles = (a.m + kMostTokens - 1) / kMostTokens, most = fitting < 1 ? 1 : fitting;
+  const int64_t alike = (tiles + most - 1) / most;  // blocks of the same size, as each is one share of the work
+  const int64_t block = (tiles + alike - 1) / alike * kMostTokens, blocks = (a.m + block - 1) / block;
   const Epilogue<T> epilogue{static_cast<const T*>(a.bias), static_cast<const T*>(a.residual), p.n, a.activation};
   const int64_t tokens_at_once = a.m < block ? a.m : block, work = held / kPanelRows * tokens_at_once;
   bool starved = false;

@@ -47,6 +47,9 @@ struct BlockPanels {
   AJOUR_SHARED int64_t values_before(int64_t block_row, int panel) const {
     return (columns_before(block_row) * panels + panel * columns(block_row)) * panel_rows;
   }
+  AJOUR_SHARED int64_t values_before(int64_t panel) const {  // by its number among all; beyond the last, where they end
+    return panel < all_panels() ? values_before(panel / panels, int(panel % panels)) : values();
+  }
 };
 
 constexpr int kBlockPanelsHeader = 5;

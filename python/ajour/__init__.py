@@ -1,6 +1,6 @@
 """ajour: pruned PyTorch models, run fast, exactly and honestly."""
 
-from ajour import formats, nn
+from ajour import _requirements, formats, nn  # noqa: F401, the first one refuses an environment that lacks something
 from ajour.conversion import convert, revert
 from ajour.inspection import inspect
 from ajour.io import load, save
@@ -8,12 +8,13 @@ from ajour.ops.functional import linear
 from ajour.planning.plan import Plan
 from ajour.planning.planner import plan
 from ajour.pruning import prune
+from ajour.roofline import limits
 from ajour.terms import errors
 from ajour.terms.errors import AjourError
 from ajour.terms.pattern import NM, Block, Dense, Unstructured
 from ajour.verification import verify
 
 __all__ = [
-    "inspect", "plan", "convert", "revert", "save", "load", "verify", "prune", "linear",
+    "inspect", "plan", "convert", "revert", "save", "load", "verify", "limits", "prune", "linear",
     "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "AjourError", "errors",
 ]  # fmt: skip

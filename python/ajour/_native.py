@@ -8,7 +8,12 @@ from typing import Any
 import torch  # noqa: F401  (its library must be loaded before the thread pool is looked up)
 
 # by name: `from ajour import _C` would make every room depend on the package's front
-native: Any = importlib.import_module("ajour._C")
+try:
+    native: Any = importlib.import_module("ajour._C")
+except ImportError as error:
+    raise ImportError(
+        f"ajour's compiled part can't be loaded ({error}); build it for this Python: pip install --force-reinstall ."
+    ) from error
 native.bind_thread_pool()
 
 HAS_CUDA: bool = native.has_cuda

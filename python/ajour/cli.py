@@ -6,7 +6,7 @@ Exit codes: 0 fine, 1 a check failed, 2 usage, 3 environment.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,25 +14,41 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+from torch import nn
 
 import ajour
-from ajour.integrations.arguments import check_output, parse_device, parse_dtype, parse_rows, parse_shape
+from ajour.integrations.arguments import (
+    check_output,
+    parse_device,
+    parse_dtype,
+    parse_known_device,
+    parse_rows,
+    parse_seconds,
+    parse_shapes,
+)  # fmt: skip
+from ajour.integrations.bare_weights import load_layers
 from ajour.integrations.loading import load_model, make_example, read_plan
-from ajour.terms.errors import AjourError, MachineError
+from ajour.terms.errors import AjourError, MachineError, UnknownModelError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Pruned PyTorch models, run fast, exactly and honestly."
 )
 
 Model = Annotated[str, typer.Argument(help="a Hugging Face folder, or package.module:factory")]
-Shape = Annotated[str, typer.Option(help="shape of the example input, like 32x128")]
+AnyModel = Annotated[
+    str, typer.Argument(help="a Hugging Face folder, package.module:factory, or with --rows a checkpoint file")
+]
+Shape = Annotated[
+    list[str] | None, typer.Option(help="shape of the example input, like 32x128, once for each size; default: 1x128")
+]
 Rows = Annotated[str, typer.Option(help="rows to plan for, like 1,8,64; default: what the example produces")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; default: as stored")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
-
 Parsed = TypeVar("Parsed")
+# click's own, which typer has moved; of every mistake in the arguments
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 def _asked(parse: Callable[[Any], Parsed], text: object) -> Parsed:
@@ -47,11 +63,34 @@ def _output(path: Path | None) -> Path | None:
     return None if path is None else _asked(check_output, path)
 
 
-def _show(report: object, as_json: bool) -> None:
-    if as_json:
-        typer.echo(report.to_json())  # type: ignore[attr-defined]
-    else:
-        typer.echo(str(report))
+def _page(path: Path | None) -> Path | None:
+    """Where a page goes; said at once if there can be none."""
+    from ajour.comparison.charts import check_matplotlib
+
+    if path is not None:
+        check_matplotlib()
+    return _output(path)
+
+
+Html = Annotated[Path | None, typer.Option("--html", callback=_page, help="write a page with charts there")]
+PlanOut = Annotated[Path | None, typer.Option("-o", "--output", callback=_output, help="write the plan there, as JSON")]
+
+
+def _show(report: Any, as_json: bool) -> None:
+    typer.echo(report.to_json() if as_json else str(report))
+
+
+def _example(model: nn.Module, sides: tuple[int, ...]) -> Any:
+    return _asked(partial(make_example, model), sides)
+
+
+def _layers(spec: str, shape: list[str] | None, rows: Sequence[int] | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """(model, examples) to plan for; a file has layers, but no example can run through them."""
+    shapes, kind, place = _asked(parse_shapes, shape), _asked(parse_dtype, dtype), _asked(parse_device, device)
+    if Path(spec).is_file() and rows:
+        return load_layers(Path(spec), kind, place), None
+    model = load_model(spec, kind, place)
+    return model, [_example(model, sides) for sides in shapes.values()]
 
 
 @app.command()
@@ -76,21 +115,34 @@ def inspect(
 
 
 @app.command()
+def limits(
+    model: AnyModel,
+    shape: Shape = None,
+    rows: Rows = "",
+    dtype: Dtype = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or a name such as 'H100 SXM' or 'RTX 4090'")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Before you prune: what each pattern could gain at best, beside fp8 and int4 dense."""
+    counts, where = _asked(parse_rows, rows), _asked(parse_known_device, device)
+    loaded, examples = _layers(model, shape, counts, dtype, "cpu" if isinstance(where, str) else device)
+    _show(ajour.limits(loaded, examples, where, rows=counts), as_json)
+
+
+@app.command()
 def plan(
-    model: Model,
-    shape: Shape = "1x128",
+    model: AnyModel,
+    shape: Shape = None,
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", callback=_output, help="write the plan there, as JSON")
-    ] = None,
+    output: PlanOut = None,
     as_json: Json = False,
 ) -> None:
     """Measures every layer on this device and says what pays."""
-    sides, counts = _asked(parse_shape, shape), _asked(parse_rows, rows)
-    loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
-    made = ajour.plan(loaded, _asked(partial(make_example, loaded), sides), rows=counts)
+    counts = _asked(parse_rows, rows)
+    loaded, examples = _layers(model, shape, counts, dtype, device)
+    made = ajour.plan(loaded, examples, rows=counts)
     if output is not None:
         output.write_text(made.to_json(), encoding="utf-8")
     _show(made, as_json)
@@ -100,7 +152,7 @@ def plan(
 def convert(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", callback=_output, help="the safetensors file to write")],
-    shape: Shape = "1x128",
+    shape: Shape = None,
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
@@ -108,49 +160,102 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Plans (or takes a plan), converts, and saves one file that `ajour.load` reads."""
-    sides, counts = _asked(parse_shape, shape), _asked(parse_rows, rows)
+    shapes, counts = _asked(parse_shapes, shape), _asked(parse_rows, rows)
     made = None if plan_file is None else read_plan(plan_file)
     loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
     if made is None:
-        made = ajour.plan(loaded, _asked(partial(make_example, loaded), sides), rows=counts)
+        made = ajour.plan(loaded, [_example(loaded, sides) for sides in shapes.values()], rows=counts)
     ajour.save(ajour.convert(loaded, made), output)
     _show(made, as_json)
     typer.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", err=as_json)
 
 
 @app.command()
+def bench(
+    model: Model,
+    shape: Shape = None,
+    rows: Rows = "",
+    dtype: Dtype = "",
+    device: Device = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="compare with torch.compile too")] = True,
+    seconds: Annotated[float, typer.Option(help="of timing for each size")] = 2.0,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """The whole model: as torch runs it, compiled, on the best dense kernels, and converted; verified, and by layer."""
+    from ajour.comparison import compare
+    from ajour.comparison.page import write_page
+
+    shapes, counts, pause = _asked(parse_shapes, shape), _asked(parse_rows, rows), _asked(parse_seconds, seconds)
+    loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
+    examples = {label: _example(loaded, sides) for label, sides in shapes.items()}
+    found = compare(loaded, examples, name=model, rows=counts, compiled=compiled, seconds=pause)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        Console().print(found, highlight=False)
+    if html is not None:
+        write_page(html, model, "One pass of the whole model, dense and converted.", [found])
+        typer.echo(f"wrote {html}", err=as_json)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="a file written by `ajour convert`")],
     against: Annotated[str, typer.Option(help="the dense model: a Hugging Face folder, or package.module:factory")],
-    shape: Shape = "1x128",
+    shape: Shape = None,
     dtype: Dtype = "",
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Compares a converted file with its dense model: outputs, formats, op calls really made, resident bytes."""
-    sides = _asked(parse_shape, shape)
+    shapes = _asked(parse_shapes, shape)
     load = partial(load_model, against, _asked(parse_dtype, dtype), _asked(parse_device, device))
     reference = load()
     converted = ajour.load(file, load())
-    report = ajour.verify(converted, reference, _asked(partial(make_example, reference), sides))
+    report = ajour.verify(converted, reference, [_example(reference, sides) for sides in shapes.values()])
     _show(report, as_json)
     if not report.ok:
         raise typer.Exit(1)
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    html: Annotated[Path, typer.Option(help="where the page with charts goes; its folder is made")] = Path(
+        "out/demo.html"
+    ),
+    as_json: Json = False,
+) -> None:
     """The main job on a real model: MiniLM pruned, planned, converted, checked and timed."""
-    from ajour.demo import run
+    from ajour.demo import run, to_json
 
-    if not run(Console()):
+    found = run(Console(stderr=as_json), html)
+    if as_json:
+        typer.echo(to_json(found))
+    if not all(case.ok for case in found):
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """Runs the command line; every error that ajour raises on purpose becomes one line and an exit code."""
+    """Runs the command line; every mistake and every error raised on purpose becomes one line and an exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except UsageError as error:
+        where = error.ctx.command_path if error.ctx else "ajour"
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            _say(f"{error.format_message()} ({where} --help says more)")
+        sys.exit(2)
+    except typer.Abort:
+        _say("stopped")
+        sys.exit(130)
     except AjourError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(3 if isinstance(error, MachineError) else 1)
+        _say(str(error))
+        sys.exit(3 if isinstance(error, MachineError) else 2 if isinstance(error, UnknownModelError) else 1)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
-import time
+import json
 from dataclasses import dataclass
-from statistics import median
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
+from ajour.comparison import Comparison, compare
+from ajour.comparison.page import write_page
+from ajour.comparison.report import latencies, memory_line, verified_line
+from ajour.comparison.sides import CONVERTED, DENSE
 from ajour.conversion import convert
 from ajour.integrations.minilm import agreement, load_minilm, tokens
 from ajour.planning.planner import plan
 from ajour.pruning import prune
+from ajour.terms.errors import MachineError
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
-from ajour.verification import Report, verify
 
 CASES: tuple[tuple[Pattern, float | None], ...] = (
     (NM(2, 4), None),
@@ -28,105 +31,95 @@ CASES: tuple[tuple[Pattern, float | None], ...] = (
 SIZES = ((1, 16), (8, 32), (32, 128))  # batch x tokens
 MEMORY = 1.6  # room for a second packed form, so that each size may have its best kernel
 FLOOR = 0.97  # never slower, up to the noise of a whole-model measurement
+TITLE = "ajour: a pruned model goes in, a faster, verified model comes out"
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Median milliseconds of one size: the model as torch runs it, the best dense, the converted."""
+class Case:
+    """One way of pruning: the comparison, and agreement with human ratings, pruned and converted."""
 
-    stock: float
-    dense: float
-    sparse: float
+    comparison: Comparison
+    pruned: float
+    converted: float
 
+    @property
+    def same_quality(self) -> bool:
+        """Conversion must not change it."""
+        return f"{self.pruned:.4f}" == f"{self.converted:.4f}"
 
-@torch.inference_mode()
-def _latencies(models: dict[str, nn.Module], inputs: dict[str, Tensor], seconds: float) -> dict[str, float]:
-    """Interleaved medians in milliseconds; the order of the models turns round by round."""
-    for model in models.values():
-        model(**inputs)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    names, begin = list(models), time.perf_counter()
-    while time.perf_counter() - begin < seconds or len(times[names[0]]) < 7:
-        names = names[1:] + names[:1]
-        for name in names:
-            start = time.perf_counter()
-            models[name](**inputs)
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: median(values) for name, values in times.items()}
+    @property
+    def slow(self) -> list[str]:
+        """Sizes at which the converted model is slower than the best dense one."""
+        gains = {size.label: size.times[DENSE].median / size.times[CONVERTED].median for size in self.comparison.sizes}
+        return [f"{label}: {gain:.2f}x" for label, gain in gains.items() if gain < FLOOR]
 
-
-def _resident(model: nn.Module) -> int:
-    held = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]
-    }
-    return sum(held.values())
+    @property
+    def ok(self) -> bool:
+        """Verified, of the same quality, and nowhere slower."""
+        return self.comparison.ok and self.same_quality and not self.slow
 
 
-def run(console: Console) -> bool:
-    """Prints the whole story; False if a check failed."""
+def run(console: Console, html: Path) -> list[Case]:
+    """Prints the whole story, writes its page and returns what was found."""
     torch.manual_seed(0)
-    console.rule("ajour: a pruned model goes in, a faster, verified model comes out")
+    console.rule(TITLE)
     model, tokenizer = load_minilm()
-    unpruned = agreement(model, tokenizer)
-    examples = [tokens(model, batch, length) for batch, length in SIZES]
-    console.print(
+    examples = {f"{batch}x{length}": tokens(model, batch, length) for batch, length in SIZES}
+    intro = (
         f"MiniLM-L6 on {torch.get_num_threads()} threads. Agreement with human ratings of 50 documents (Pearson), "
-        f"unpruned: {unpruned:.4f}\nOne-shot magnitude pruning hurts quality; this page shows speed, not pruning. "
-        "Conversion must not change it: pruned and converted agree to four digits.",
-        highlight=False,
+        f"unpruned: {agreement(model, tokenizer):.4f}. One-shot magnitude pruning hurts quality; this shows speed, not "
+        "pruning. Conversion must not change it: pruned and converted agree to four digits."
     )
-    fine = True
-    for pattern, density in CASES:
-        fine &= _case(console, model, tokenizer, examples, pattern, density)
-    return fine
+    console.print(intro, highlight=False)
+    cases = [_case(console, model, tokenizer, examples, pattern, density) for pattern, density in CASES]
+    _write(console, html, intro, cases)
+    return cases
 
 
-def _tell(console: Console, report: Report) -> None:
-    """The report without its table of layers, unless one of them failed."""
-    if not report.ok:
-        console.print(report, highlight=False)
-        return
-    calls = ", ".join(f"{count} of {name}" for name, count in report.calls.items())
-    worst = max(layer.error_ratio or 0.0 for layer in report.layers)
-    console.print(
-        f"verified: {len(report.layers)} layers hold the pruned weights bit for bit; op calls in one pass: {calls}; "
-        f"largest error of a layer {worst:.2f} of what is allowed, of the model {report.error / report.limit:.2f}",
-        highlight=False,
-    )
+def to_json(cases: list[Case]) -> str:
+    """A list of comparisons, each with the agreement with human ratings and `ok`."""
+    agreements = ({"pruned": case.pruned, "converted": case.converted} for case in cases)
+    made = [
+        {**case.comparison.as_dict(), "agreement": agreed, "ok": case.ok}
+        for case, agreed in zip(cases, agreements, strict=True)
+    ]
+    return json.dumps(made, indent=2)
 
 
 def _case(
-    console: Console, dense: nn.Module, tokenizer: Any, examples: list[Any], pattern: Pattern, density: float | None
-) -> bool:
-    console.rule(f"{pattern}" + (f" at {density:.0%} density" if density else ""))
+    console: Console,
+    dense: nn.Module,
+    tokenizer: Any,
+    examples: dict[str, Any],
+    pattern: Pattern,
+    density: float | None,
+) -> Case:
+    name = f"{pattern}" + (f" at {density:.0%} density" if density else "")
+    console.rule(name)
     masked = prune(copy.deepcopy(dense), pattern, density=density, layers="encoder.*")
-    made = plan(masked, examples, memory=MEMORY)
+    made = plan(masked, list(examples.values()), memory=MEMORY)
     console.print(made, highlight=False)
-    best = copy.deepcopy(masked)
-    best = convert(best, plan(best, examples, formats=(), progress=False))
+    found = compare(masked, examples, name=f"MiniLM-L6, {name}", plan=made, compiled=False)
     converted = convert(copy.deepcopy(masked), made)
-    report: Report = verify(converted, masked, examples[1])
-    _tell(console, report)
-    quality = agreement(masked, tokenizer), agreement(converted, tokenizer)
-    same = f"{quality[0]:.4f}" == f"{quality[1]:.4f}"
-    console.print(f"agreement with humans: pruned {quality[0]:.4f}, converted {quality[1]:.4f} {'✓' if same else '✗'}")
-    models = {"stock": masked, "dense": best, "sparse": converted}
-    table = Table(title=f"{pattern}: latency of one forward pass, medians")
-    for column in ("batch x tokens", "torch as it is", "best dense", "converted", "over best dense", "over torch"):
-        table.add_column(column, justify="right")
-    slow = []
-    for (batch, length), inputs in zip(SIZES, examples, strict=True):
-        found = Latency(**_latencies(models, inputs, 2.0))
-        gain = found.dense / found.sparse
-        if gain < FLOOR:
-            slow.append(f"{batch}x{length}: {gain:.2f}x")
-        table.add_row(
-            f"{batch}x{length}", f"{found.stock:.1f} ms", f"{found.dense:.1f} ms", f"{found.sparse:.1f} ms",
-            f"{gain:.2f}x", f"{found.stock / found.sparse:.2f}x",
-        )  # fmt: skip
-    console.print(table)
-    sizes = {name: _resident(held) / 1e6 for name, held in models.items()}
-    console.print(f"size in memory: dense {sizes['stock']:.1f} MB, converted {sizes['sparse']:.1f} MB", highlight=False)
-    if slow:
-        console.print(f"[bold red]slower than the best dense: {', '.join(slow)}[/]")
-    return report.ok and same and not slow
+    case = Case(found, agreement(masked, tokenizer), agreement(converted, tokenizer))
+    console.print(found if not found.ok else verified_line(found), highlight=False)
+    console.print(
+        f"agreement with humans: pruned {case.pruned:.4f}, converted {case.converted:.4f} "
+        f"{'✓' if case.same_quality else '✗'}"
+    )
+    console.print(latencies(found))
+    console.print(memory_line(found), highlight=False)
+    if case.slow:
+        console.print(f"[bold red]slower than the best dense: {', '.join(case.slow)}[/]")
+    return case
+
+
+def _write(console: Console, html: Path, intro: str, cases: list[Case]) -> None:
+    """The page; without matplotlib it is left out aloud."""
+    html.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_page(html, TITLE, intro, [case.comparison for case in cases])
+    except MachineError as error:
+        console.print(f"[yellow]no page: {error}[/]")
+    else:
+        console.print(f"wrote {html}: the same with charts, for a browser", highlight=False)

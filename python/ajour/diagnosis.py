@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import StringIO
 
 import torch
 from rich.console import Console
@@ -14,8 +17,19 @@ from rich.table import Table
 
 from ajour import _native
 from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
-from ajour.ops.functional import linear, op_of, problem_of
+from ajour.ops import LINEAR_OPS
+from ajour.ops.functional import linear, problem_of
+from ajour.ops.library import LinearOp
+from ajour.planning.correctness import Oracle
+from ajour.planning.measuring import FAILURES
 from ajour.terms.pattern import NM, Block, Dense, Unstructured
+
+WIDTH = 120  # where no terminal says otherwise
+MARKS = {"ok": "✓", "absent": "·", "broken": "✗"}
+SIDE = 128  # of the weights of a self-test
+ROWS = (1, 16, 128)
+TESTED = (torch.float32, torch.bfloat16, torch.float16)
+REPORT = "never use this kernel here; please report this line with the ones above"
 
 
 @dataclass(frozen=True)
@@ -43,30 +57,35 @@ class Diagnosis:
         return json.dumps({"ok": self.ok, "findings": [asdict(finding) for finding in self.findings]}, indent=2)
 
     def __str__(self) -> str:
-        table = Table(box=None, pad_edge=False)
-        for title in ("", "what", "found", "remedy"):
-            table.add_column(title, overflow="fold")
-        marks = {"ok": "✓", "absent": "·", "broken": "✗"}
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for _ in range(3):
+            table.add_column(overflow="fold")
         for finding in self.findings:
-            table.add_row(marks[finding.status], finding.subject, finding.found, finding.remedy)
-        console = Console()
-        with console.capture() as capture:
-            console.print(table)
-        return capture.get().rstrip()
+            found = f"{finding.found} → {finding.remedy}" if finding.remedy else finding.found
+            table.add_row(MARKS[finding.status], finding.subject, found)
+        terminal = Console()
+        out = StringIO()
+        Console(file=out, width=terminal.width if terminal.is_terminal else WIDTH, color_system=None).print(table)
+        lines = [line.rstrip() for line in out.getvalue().rstrip().splitlines()]
+        broken = sum(finding.status == "broken" for finding in self.findings)
+        lines.append(
+            f"{broken} of {len(self.findings)} are broken" if broken else "nothing is broken (· is not used here)"
+        )
+        return "\n".join(lines)
 
 
 def diagnose() -> Diagnosis:
     """Looks at everything that ajour can use and runs every kernel that takes a small problem here. Takes seconds."""
+    machine = [_onednn(), _isa(), _threads(), _cxx(), _compiler(), _cuda_build(), _gpu(), _triton()]
     return Diagnosis(
-        (_torch(), _onednn(), _isa(), _threads(), _cuda_build(), _gpu(), _triton(), _compiler(), *_kernels())
+        (
+            Finding("torch", "ok", torch.__version__),  # an older one than needed is refused at import
+            *machine,
+            _extra("transformers", "for Hugging Face folders and the demo"),
+            _extra("matplotlib", "for pages with charts (--html)"),
+            *_self_tests(),
+        )
     )
-
-
-def _torch() -> Finding:
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 10):
-        return Finding("torch", "broken", torch.__version__, "ajour needs torch 2.10 or newer: pip install -U torch")
-    return Finding("torch", "ok", torch.__version__)
 
 
 def _onednn() -> Finding:
@@ -105,6 +124,15 @@ def _triton() -> Finding:
     return Finding("Triton", "ok", importlib.metadata.version("triton"))
 
 
+def _cxx() -> Finding:
+    wanted = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    found = next((path for name in wanted if name and (path := shutil.which(name))), None)
+    if found:
+        return Finding("C++ compiler", "ok", found)
+    remedy = "needed only by torch.compile and to build ajour: install g++ or clang++"
+    return Finding("C++ compiler", "absent", "none on the PATH", remedy)
+
+
 def _compiler() -> Finding:
     nvcc = shutil.which("nvcc")
     if nvcc:
@@ -112,34 +140,58 @@ def _compiler() -> Finding:
     return Finding("CUDA compiler", "absent", "no nvcc on the PATH", "needed only to build ajour's CUDA kernels")
 
 
+def _extra(package: str, use: str) -> Finding:
+    if importlib.util.find_spec(package) is None:
+        return Finding(package, "absent", "not installed", f"{use}: pip install {package}")
+    return Finding(package, "ok", importlib.metadata.version(package))
+
+
+def _self_tests() -> Iterator[Finding]:
+    """Every kernel on every device here, with each dtype and number of rows that it takes."""
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        matrices = [matrix.to(device) for matrix in _matrices()]
+        for op in LINEAR_OPS.values():
+            mine = [matrix for matrix in matrices if type(matrix) is op.matrix]
+            yield from (_self_test(f"{op.name} · {name} ({device})", op, name, mine) for name in op.kernels)
+
+
 def _matrices() -> list[SparseMatrix]:
+    """A small weight for each format and dtype."""
     generator = torch.Generator().manual_seed(0)
-    w = torch.randn(64, 64, generator=generator)
-    pairs = w * (torch.arange(64) % 4 < 2)
-    blocks = (w.view(2, 32, 2, 32) * torch.eye(2)[:, None, :, None]).reshape(64, 64)
-    scattered = w * (torch.rand(64, 64, generator=generator) < 0.3)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return [
-        NMMatrix.from_dense(pairs, NM(2, 4)).to(device),
-        BlockMatrix.from_dense(blocks, Block(32, 32)).to(device),
-        BitmapMatrix.from_dense(scattered, Unstructured()).to(device),
-        DenseMatrix.from_dense(w, Dense()).to(device),
-    ]
+    w = torch.randn(SIDE, SIDE, generator=generator)
+    pairs = w * (torch.arange(SIDE) % 4 < 2)
+    blocks = (w.view(-1, 32, SIDE // 32, 32) * torch.eye(SIDE // 32)[:, None, :, None]).reshape(SIDE, SIDE)
+    scattered = w * (torch.rand(SIDE, SIDE, generator=generator) < 0.3)
+    made: list[SparseMatrix] = []
+    for dtype in TESTED:
+        made += [
+            NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)), BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
+            BitmapMatrix.from_dense(scattered.to(dtype), Unstructured()), DenseMatrix.from_dense(w.to(dtype), Dense()),
+        ]  # fmt: skip
+    return made
 
 
-def _kernels() -> list[Finding]:
-    findings = []
-    for matrix in _matrices():
-        op = op_of(matrix)
-        x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1)).to(matrix.device)
-        exact = x.double() @ matrix.to_dense().double().T
-        for name, kernel in op.kernels.items():
-            subject = f"{op.name} · {name}"
-            reason = kernel.why_not(problem_of(matrix, 16))
-            if reason is not None:
-                findings.append(Finding(subject, "absent", reason))
+def _self_test(subject: str, op: LinearOp, name: str, matrices: Sequence[SparseMatrix]) -> Finding:
+    """One kernel against float64, by the rule that the planner has too."""
+    reasons, ratios = [], []
+    for matrix in matrices:
+        for m in ROWS:
+            if reason := op.kernels[name].why_not(problem_of(matrix, m)):
+                reasons.append(reason)
                 continue
-            error = float((linear(x, matrix, kernel=name).double() - exact).abs().max())
-            status, remedy = ("ok", "") if error < 1e-4 else ("broken", "please report this machine and this line")
-            findings.append(Finding(subject, status, f"self-test: largest error {error:.1e}", remedy))
-    return findings
+            x = torch.randn(m, SIDE, generator=torch.Generator().manual_seed(m)).to(matrix.device, matrix.dtype)
+            what = f"{matrix.pattern}, {str(matrix.dtype)[6:]}, {m} rows"
+            try:
+                ratio = Oracle.of(x, matrix.to_dense(), None).error_ratio(linear(x, matrix, kernel=name))
+            except FAILURES as error:
+                return Finding(subject, "broken", f"failed at {what}: {_first_line(error)}", REPORT)
+            if not ratio <= 1:
+                return Finding(subject, "broken", f"wrong at {what}: {ratio:.3g} times the allowed error", REPORT)
+            ratios.append(ratio)
+    if not ratios:
+        return Finding(subject, "absent", reasons[0])
+    return Finding(subject, "ok", f"self-test right, {len(ratios)} problems")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

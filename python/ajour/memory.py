@@ -1,11 +1,11 @@
-"""Tensors as memory that the compiled part can read."""
+"""Tensors as memory: what the compiled part can read, and what a model holds."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ajour._native import native
 
@@ -33,3 +33,10 @@ def on_host(t: Tensor) -> Tensor:
 def view(w: Tensor) -> Any:
     """A WeightView of w: [n, k], which must be on the host and outlive it."""
     return native.WeightView(w.data_ptr(), w.shape[0], w.shape[1], w.element_size())
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Of the distinct memory of all parameters and buffers; what is on the meta device has none."""
+    tensors = [*model.parameters(), *model.buffers()]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
+    return sum(held.values())

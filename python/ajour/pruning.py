@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
-
 import torch
 from torch import Tensor, nn
 
-from ajour.layers import Layer, find_layers, is_conv1d, is_converted
+from ajour.layer_choice import LayerChoice, choose_layers, stored_parameter
+from ajour.layers import Layer, find_layers, is_conv1d
+from ajour.magnitude import keep_largest, magnitudes
 from ajour.masks import is_prune_hook
-from ajour.terms.errors import ConversionError, PatternError
-from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
-
-LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
+from ajour.terms.errors import PatternError
+from ajour.terms.pattern import NM, Block, Dense, Pattern
 
 
 def prune(
@@ -38,14 +35,9 @@ def prune(
     pruned, or if nothing matches; the model is unchanged then.
     """
     _check(pattern, density, balanced)
-    for layer in _chosen(find_layers(model), layers):
+    for layer in choose_layers(find_layers(model), layers):
         w = layer.weight()
-        kept = _kept(
-            w.abs().to(torch.promote_types(w.dtype, torch.float32)),
-            pattern,
-            density if density is not None else 1.0,
-            balanced,
-        )
+        kept = keep_largest(magnitudes(w), pattern, density if density is not None else 1.0, balanced)
         _write(layer, torch.where(kept, w, 0))
     return model
 
@@ -61,64 +53,11 @@ def _check(pattern: Pattern, density: float | None, balanced: bool) -> None:
         raise PatternError(f"balanced keeps the same number of blocks in every block row; {pattern} has no blocks")
 
 
-def _chosen(found: list[Layer], layers: LayerChoice | None) -> list[Layer]:
-    layers = [layers] if isinstance(layers, str) else layers
-    if callable(layers):
-        chosen = [layer for layer in found if layers(layer.name, layer.module)]
-    elif layers is None:
-        chosen = found
-    else:
-        for text in layers:
-            if not any(fnmatchcase(layer.name, text) for layer in found):
-                names = ", ".join(layer.name for layer in found[:8])
-                raise ConversionError(f"no layer matches {text!r}; the model's layers are {names}, ...")
-        chosen = [layer for layer in found if any(fnmatchcase(layer.name, text) for text in layers)]
-    named = set() if layers is None or callable(layers) else set(layers)
-    for layer in chosen:
-        if layer.reason is not None and layer.name in named:
-            raise ConversionError(f"layer {layer.name!r} can't be pruned: {layer.reason}")
-        if is_converted(layer.module):
-            raise ConversionError(
-                f"layer {layer.name!r} is converted already; call ajour.revert(model), prune, convert"
-            )
-    return [layer for layer in chosen if layer.reason is None]
-
-
-def _kept(size: Tensor, pattern: Pattern, density: float, balanced: bool) -> Tensor:
-    """Which entries of a weight [n, k] with these magnitudes stay."""
-    n, k = size.shape
-    if isinstance(pattern, NM):
-        groups = nn.functional.pad(size, (0, -k % pattern.group), value=-1.0).view(n, -1, pattern.group)
-        return _largest(groups, pattern.keep).view(n, -1)[:, :k]
-    if isinstance(pattern, Block):
-        r, c = pattern.rows, pattern.cols
-        blocks = nn.functional.pad(size, (0, -k % c, 0, -n % r)).view(-(-n // r), r, -(-k // c), c).sum((1, 3))
-        scores = blocks if balanced else blocks.flatten()
-        live = _largest(scores, round(density * scores.shape[-1])).view_as(blocks)
-        return live.repeat_interleave(r, 0)[:n].repeat_interleave(c, 1)[:, :k]
-    assert isinstance(pattern, Unstructured)
-    return _largest(size.flatten(), round(density * size.numel())).view_as(size)
-
-
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """True at exactly `count` entries of the last side, the largest; among equals the first. NaN counts as largest."""
-    total = scores.shape[-1]
-    if count == 0 or total == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    scores = scores.nan_to_num(nan=torch.inf)
-    least = scores.kthvalue(total - count + 1, dim=-1, keepdim=True).values
-    above, equal = scores > least, scores == least
-    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
-
-
 @torch.no_grad()
 def _write(layer: Layer, w: Tensor) -> None:
     """Into the tensor that the layer's forward starts from; masks of other tools stay, as w is zero under them."""
     module = layer.module
-    places = ("weight_orig", "parametrizations.weight.original", "weight")
-    held = dict(module.named_parameters())
-    stored = next(held[place] for place in places if place in held)
-    stored.copy_(w.t() if is_conv1d(module) else w)
+    stored_parameter(layer).copy_(w.t() if is_conv1d(module) else w)
     for hook in module._forward_pre_hooks.values():
         if is_prune_hook(hook):
             hook(module, ())  # refreshes the plain attribute `weight`, which code may read before the next forward

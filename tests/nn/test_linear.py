@@ -249,7 +249,7 @@ def test_a_layer_says_what_it_is() -> None:
     for part in ("NMLinear(in_features=35, out_features=24, bias=True, 2:4, density=0.4", "activation=silu", "frozen"):
         assert part in text
     assert repr(linear_of(matrix_of(drawn(Block(4, 4)), Block(4, 4)), trainable=True)).endswith(
-        "trainable, kernels: reference)"
+        "trainable, kernels: cpu_blocks)"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ajour.ops import LINEAR_OPS
 from ajour.ops.triton_door import Tile, parse_tile
-from ajour.terms.pattern import NM, Block, Pattern, Unstructured
+from ajour.terms.pattern import NM, Pattern, Unstructured
 from ajour.terms.problem import Problem
 
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ImportError)
@@ -20,7 +20,6 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from ajour.ops.bitmap_linear import triton_kernel as bitmap_triton  # noqa: E402
-from ajour.ops.block_linear import triton_kernel as block_triton  # noqa: E402
 from ajour.ops.nm_linear import triton_kernel as nm_triton  # noqa: E402
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -28,7 +27,6 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 CASES = [
     (nm_triton.nm_linear, "nm_linear", NM(2, 4)),
     (nm_triton.nm_linear, "nm_linear", NM(7, 32)),
-    (block_triton.block_linear, "block_linear", Block(32, 32)),
     (bitmap_triton.bitmap_linear, "bitmap_linear", Unstructured()),
 ]
 
@@ -42,16 +40,13 @@ def constants(pattern: Pattern, tile: Tile) -> dict[str, Any]:
     if isinstance(pattern, NM):
         bits = (pattern.group - 1).bit_length()
         found |= {"KEEP": pattern.keep, "GROUP": pattern.group, "BITS": bits, "TILE_G": tile.k >> bits}
-    if isinstance(pattern, Block):
-        found |= {"ROWS": pattern.rows, "COLS": pattern.cols, "TILE_K": min(tile.k, pattern.cols)}
-        found["TILE_N"] = min(tile.n, pattern.rows)
     return found
 
 
 def compiled(kernel: Any, pattern: Pattern, dtype: str, sm: int, tile: Tile) -> Any:
     floats, bytes_, ints = f"*{SHORT[dtype]}", "*u8", "*i32"
-    pointers = {"x": floats, "y": floats, "bias": floats, "residual": floats, "values": floats, "blocks": floats}
-    pointers |= {"positions": bytes_, "bitmaps": bytes_, "offsets": ints, "row_offsets": ints, "block_columns": ints}
+    pointers = {"x": floats, "y": floats, "bias": floats, "residual": floats, "values": floats}
+    pointers |= {"positions": bytes_, "bitmaps": bytes_, "offsets": ints}
     fixed = constants(pattern, tile)
     signature = {name: "constexpr" if name in fixed else pointers.get(name, "i32") for name in kernel.arg_names}
     aligned = {  # as at run time: torch's pointers, and sizes that are multiples of 16

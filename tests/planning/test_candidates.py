@@ -50,6 +50,40 @@ def test_the_size_that_kernels_like_is_tried_within_a_bigger_one() -> None:
     assert {Block(64, 64), Block(32, 32)} <= set(_patterns(_blocks(64, 0.2, 512, 512)))
 
 
+def _tried_on_gpu(w: Tensor) -> list[Pattern]:
+    return [form.pattern for form in forms(detect(w), device="cuda")[0] if isinstance(form.pattern, Block)]
+
+
+def test_on_a_gpu_blocks_are_tried_as_larger_ones_where_explicit_zeros_cost_less_than_small_tiles() -> None:
+    mask = (torch.rand(16, 16) < 0.2).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    mask[:16, :16], mask[16:32, :16] = True, False  # one half of a 32x32 block here: 16x16 is the exact size
+    mask[:32, 16:32] = False
+    tried = _tried_on_gpu(torch.randn(512, 512) * mask)
+    assert tried[0] == Block(16, 16)
+    assert Block(32, 32) in tried
+    scattered = _tried_on_gpu(_blocks(16, 0.1, 512, 512))
+    assert scattered == [Block(16, 16)], "as 32x32 it would store over three times as much"
+    assert _tried_on_gpu(_blocks(128, 0.3, 1024, 1024))[0] == Block(128, 128)
+
+
+def test_on_a_gpu_small_blocks_are_tried_as_sizes_that_its_kernels_take() -> None:
+    mask = (torch.rand(64, 64) < 0.2).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    mask &= (torch.rand(16, 16) < 0.2).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    mask |= (torch.rand(32, 32) < 0.15).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    tried = _tried_on_gpu(torch.randn(512, 512) * mask)
+    assert any(block.rows >= 16 for block in tried)
+    assert forms(detect(torch.randn(64, 64)), device="cuda")[0] == []
+
+
+def test_a_kernel_that_is_there_for_training_is_not_timed(add_kernel: AddKernel) -> None:
+    found = detect(_blocks(32, 0.1))
+    add_kernel(BLOCK_LINEAR, "served")
+    add_kernel(BLOCK_LINEAR, "trained", planned=False)
+    timed, refused = candidates(Form(Block(32, 32)), found, (1, 64), "cpu", None, False)
+    assert {candidate.kernel for candidate in timed} == {"served"}
+    assert refused == []
+
+
 def test_what_cannot_win_is_left_out_aloud() -> None:
     _, refused = forms(detect(_two_of_four()))
     assert any("unstructured needs no fewer bytes or multiplications than 2:4" in reason for reason in refused)

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import torch
 
+from ajour.roofline.facts import named
+from ajour.terms.errors import PlanError
+
+LONGEST = 3600.0  # seconds
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -16,6 +20,11 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"{text!r} is no shape; expected positive sizes like 32x128")
     return tuple(map(int, sides))
+
+
+def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """["1x16", "8x32"] -> {"1x16": (1, 16), "8x32": (8, 32)}; nothing -> {"1x128": (1, 128)}."""
+    return {text.lower(): parse_shape(text) for text in texts or ["1x128"]}
 
 
 def parse_rows(text: str) -> list[int] | None:
@@ -39,6 +48,23 @@ def parse_device(text: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
         raise ValueError(f"{text!r} is no device that ajour runs on; expected cpu, cuda or cuda:1")
     return torch.device(text)
+
+
+def parse_known_device(text: str) -> torch.device | str:
+    """`cpu`, `cuda` or `cuda:1`, or the name of a device whose facts are known, like `H100 SXM`."""
+    if text.partition(":")[0] in ("cpu", "cuda"):
+        return parse_device(text)
+    try:
+        return named(text).name
+    except PlanError as error:
+        raise ValueError(str(error)) from None
+
+
+def parse_seconds(value: float) -> float:
+    """A time to measure for."""
+    if not 0 < value <= LONGEST:
+        raise ValueError(f"expected 0 to {LONGEST:g} seconds for each size, found {value:g}")
+    return value
 
 
 def check_output(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""MODEL, as the command line means it: a Hugging Face folder or `package.module:factory`; and inputs for it."""
+"""MODEL, as the command line means it: a Hugging Face folder, a file or `package.module:factory`; and inputs for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ajour.importers import open_checkpoint
 from ajour.planning.plan import Plan
 from ajour.planning.rows import call, untouched
-from ajour.terms.errors import FileError, MachineError
+from ajour.terms.errors import FileError, MachineError, UnknownModelError
 
 # what transformers trips over, once a folder's config or weights are not what they say
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError)
@@ -26,23 +26,26 @@ _UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, Asse
 def load_model(spec: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
     """The model in eval mode.
 
-    Raises FileError if there is none or it is damaged, MachineError if transformers or the device is missing.
+    Raises UnknownModelError if there is none, FileError if it is damaged, MachineError if transformers, a package that
+    a factory needs, or the device is missing.
     """
     device = torch.device(device)
-    _check_device(device)
+    check_device(device)
     if Path(spec).is_dir():
         model = _from_folder(Path(spec))
     elif Path(spec).is_file():
         raise FileError(
-            f"{spec} holds weights but no model; `ajour inspect` reads it. For the rest give the folder that also "
-            "holds its config.json, or `package.module:factory`, a callable that builds the model and loads the file"
+            f"{spec} holds weights but no model to run: `ajour inspect` takes it, with --rows also `ajour plan` and "
+            "`ajour limits`. For the rest give the folder that also holds its config.json, or "
+            "`package.module:factory`, a callable that builds the model and loads the file"
         )
     else:
         model = _from_factory(spec)
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _check_device(device: torch.device) -> None:
+def check_device(device: torch.device) -> None:
+    """Raises MachineError if torch does not see the device here."""
     if device.type != "cuda":
         return
     if not torch.cuda.is_available():
@@ -109,19 +112,23 @@ def _check_whole(folder: Path, model: nn.Module, read: dict[str, Any]) -> None:
 def _from_factory(spec: str) -> nn.Module:
     module_name, found, factory_name = spec.partition(":")
     if not found or not all(part.isidentifier() for part in module_name.split(".")):
-        raise FileError(f"{spec!r} is no folder, no file and no `package.module:factory`")
+        raise UnknownModelError(
+            f"{spec!r} is no folder, no file and no `package.module:factory`; the working directory is {Path.cwd()}"
+        )
     sys.path.insert(0, "")  # a module of the working directory, as with python -m
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise FileError(
-            f"{spec!r}: {error}; is the package installed, or the working directory the right one?"
-        ) from None
+        if f"{module_name}.".startswith(f"{error.name}."):
+            raise UnknownModelError(
+                f"{spec!r}: {error}; is the package installed, and the working directory the right one?"
+            ) from None
+        raise MachineError(f"{spec!r} needs a package that is missing: {error}; install it") from None
     finally:
         sys.path.remove("")
     factory = getattr(module, factory_name, None)
     if not callable(factory):
-        raise FileError(f"{spec!r}: {module_name} has no callable {factory_name!r}")
+        raise UnknownModelError(f"{spec!r}: {module_name} has no callable {factory_name!r}")
     model = factory()
     if not isinstance(model, nn.Module):
         raise FileError(f"{spec!r}: expected the factory to return an nn.Module, found {type(model).__name__}")

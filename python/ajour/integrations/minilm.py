@@ -44,25 +44,37 @@ def rated_documents() -> tuple[list[str], Tensor]:
     return texts, ratings
 
 
+def unrated_documents() -> list[str]:
+    """300 further news texts of the same source, without judgements."""
+    return (_package("gensim") / "test" / "test_data" / "lee_background.cor").read_text("latin-1").strip().splitlines()
+
+
+def sentence_vectors(model: nn.Module, tokenizer: Any, texts: list[str], length: int = 256) -> Tensor:
+    """[texts, 384], differentiable: the mean of the last layer over at most `length` real tokens, normalized."""
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    hidden = model(**batch).last_hidden_state.float()
+    mask = batch["attention_mask"].unsqueeze(-1)
+    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
 @torch.inference_mode()
-def embed(model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
-    """Sentence embeddings [texts, 384]: the mean of the last layer over real tokens, normalized."""
-    parts = []
-    for first in range(0, len(texts), 10):
-        batch = tokenizer(texts[first : first + 10], padding=True, truncation=True, max_length=256, return_tensors="pt")
-        hidden = model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(-1)
-        parts.append((hidden * mask).sum(1) / mask.sum(1))
-    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+def embed(model: nn.Module, tokenizer: Any, texts: list[str], length: int = 256) -> Tensor:
+    """Sentence embeddings [texts, 384] of any number of texts, ten at a time."""
+    tens = [texts[first : first + 10] for first in range(0, len(texts), 10)]
+    return torch.cat([sentence_vectors(model, tokenizer, ten, length) for ten in tens])
 
 
 def agreement(model: nn.Module, tokenizer: Any) -> float:
     """Pearson correlation of cosine similarities with the human ratings over the 1,225 pairs of documents."""
     texts, ratings = rated_documents()
-    vectors = embed(model, tokenizer, texts).double()
-    upper = torch.triu_indices(len(texts), len(texts), 1)
+    return float(correlation(embed(model, tokenizer, texts).double(), ratings))
+
+
+def correlation(vectors: Tensor, ratings: Tensor) -> Tensor:
+    """Pearson correlation of the cosines of vectors: [texts, 384] with ratings: [texts, texts] over all pairs."""
+    upper = torch.triu_indices(len(vectors), len(vectors), 1)
     pairs = torch.stack([(vectors @ vectors.T)[upper[0], upper[1]], ratings[upper[0], upper[1]]])
-    return float(torch.corrcoef(pairs)[0, 1])
+    return torch.corrcoef(pairs)[0, 1]
 
 
 def tokens(model: Any, batch: int, length: int) -> dict[str, Tensor]:

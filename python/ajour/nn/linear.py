@@ -32,7 +32,7 @@ class SparseLinear(nn.Module):
     """y: [..., n] = activation(x: [..., k] @ matrix.T + bias: [n]); subclasses name the op.
 
     A frozen module holds, as buffers, only what its kernels read; a trainable one holds the canonical form, its values
-    a parameter and its indices parameters that are never trained, and runs through the `reference` kernel. The
+    a parameter and its indices parameters that are never trained, and runs through a kernel that reads it. The
     state_dict is canonical for both and loads into both. A change of dtype or device goes through the canonical form,
     and the kernels in `choices` serve again wherever they take the new problem.
 
@@ -141,7 +141,7 @@ class SparseLinear(nn.Module):
     def _hold(self, matrix: SparseMatrix, selected: Sequence[Choice] | None = None) -> None:
         """Packs the matrix for `selected`, by default for the wanted kernels, and holds that instead."""
         if self.trainable:
-            selected = canonical_choice(self.op)
+            selected = canonical_choice(self.op, matrix)
         elif selected is None:
             selected = select(self.op, matrix, self.activation, self.choices)
         packed, self.kernels = prepare(self.op, matrix, selected)
@@ -184,7 +184,8 @@ class SparseLinear(nn.Module):
                 super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if before.type == "meta" and after.device.type != "meta":  # to_empty: no index may point anywhere
             zeros = {name: torch.zeros_like(t, device=after.device) for name, t in matrix.tensors().items()}
-            self._hold(type(matrix)(zeros, self.pattern, matrix.shape), canonical_choice(self.op))
+            empty = type(matrix)(zeros, self.pattern, matrix.shape)
+            self._hold(empty, canonical_choice(self.op, empty))
         else:
             self._hold(matrix)
         return self

@@ -13,8 +13,13 @@ from ajour.ops.prepare import Choice
 MANY = 65536  # rows that stand for "any number" when a kernel without a limit is asked whether it takes them
 
 
-def canonical_choice(op: LinearOp) -> tuple[Choice, ...]:
-    """The kernel that reads the canonical form itself: for training, and on `meta` where nothing runs."""
+def canonical_choice(op: LinearOp, matrix: SparseMatrix) -> tuple[Choice, ...]:
+    """The first kernel that reads the canonical form itself: for training, and on `meta` where nothing runs."""
+    if matrix.device.type != "meta":
+        problem = problem_of(matrix, MANY)
+        for kernel in op.kernels.values():
+            if kernel.packing == "canonical" and kernel.why_not(problem) is None:
+                return ((None, kernel.name, kernel.configs(problem)[0]),)
     return ((None, "reference" if "reference" in op.kernels else "aten", ""),)
 
 
@@ -38,7 +43,7 @@ def why_not(op: LinearOp, matrix: SparseMatrix, activation: str, choices: Sequen
 def select(op: LinearOp, matrix: SparseMatrix, activation: str, wanted: Sequence[Choice] | None) -> tuple[Choice, ...]:
     """`wanted` where it takes the matrix, else the first kernel of the op's table that takes any number of rows."""
     if matrix.device.type == "meta":
-        return canonical_choice(op)
+        return canonical_choice(op, matrix)
     if wanted and why_not(op, matrix, activation, wanted) is None:
         return tuple(wanted)
     problem = problem_of(matrix, MANY, activation)

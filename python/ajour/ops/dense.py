@@ -73,6 +73,10 @@ def _run_onednn(
     return y if residual is None else y + residual
 
 
+def _run_t(dy: Tensor, packed: Sequence[Tensor], entry: RowEntry) -> Tensor:
+    return dy @ packed[0]
+
+
 def _why_not_onednn(problem: Problem) -> str | None:
     if problem.device != "cpu":
         return f"oneDNN runs on the CPU, this layer is on {problem.device}"
@@ -93,6 +97,6 @@ def dense_kernels(matrix: type[SparseMatrix]) -> tuple[Kernel, Kernel]:
         return matrix.from_dense(packed[0], pattern)
 
     return (
-        Kernel("onednn", "dense", _why_not_onednn, prepack, unpack, _run_onednn),
-        Kernel("aten", "dense", lambda problem: None, prepack, unpack, _run_aten),
+        Kernel("onednn", "dense", _why_not_onednn, prepack, unpack, _run_onednn, run_t=_run_t),
+        Kernel("aten", "dense", lambda problem: None, prepack, unpack, _run_aten, run_t=_run_t),
     )

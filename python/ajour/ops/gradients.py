@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ajour.ops import block_gradients
 from ajour.ops.bitmap_linear import reference as bitmap_reference
 from ajour.ops.block_linear import reference as block_reference
 from ajour.ops.dense import apply_activation
@@ -26,10 +27,12 @@ EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = 
 # op -> (gradient of the dense weight, canonical tensors, pattern) -> gradient of the first tensor
 COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
     "nm_linear": nm_reference.collect,
-    "block_linear": block_reference.collect,
     "bitmap_linear": bitmap_reference.collect,
     "dense_linear": lambda dw, tensors, pattern: dw,
 }
+# ops with products of their own for dx and for the gradient of the values (block_gradients.py)
+INPUT_GRADIENT = {"block_linear": block_gradients.input_gradient}
+VALUE_GRADIENT = {"block_linear": block_gradients.value_gradient}
 # packings that hold the values in the order of EXPAND and COLLECT
 _TRAINABLE = {"dense_linear": "dense"}
 
@@ -66,16 +69,25 @@ class _Linear(torch.autograd.Function):
         dx = dbias = None
         dpacked: list[Tensor | None] = [None] * len(packed)
         dy = dy.to(packed[0].dtype)  # autocast may have rounded y
-        rows = dy.reshape(-1, table.n)
-        if needs_x:
+        if needs_x and ctx.op.name in INPUT_GRADIENT:
+            dx = INPUT_GRADIENT[ctx.op.name](ctx.kernels, dy, packed).to(x.dtype)
+        elif needs_x:
             dx = (dy @ _weight(ctx.op, packed, ctx.kernels, entry)).to(x.dtype)
         if needs_bias:
-            dbias = rows.sum(0)
+            dbias = dy.reshape(-1, table.n).sum(0)
         if any(needs_packed):
             assert entry is not None
-            dw = rows.T @ x.reshape(-1, table.k).to(dy.dtype)
-            dpacked[entry.start] = COLLECT[ctx.op.name](dw, packed[entry.start : entry.stop], table.pattern)
+            dpacked[entry.start] = _dvalues(ctx.op, ctx.kernels, table, entry, dy, x.to(dy.dtype), packed)
         return None, None, dx, dbias, *dpacked
+
+
+def _dvalues(
+    op: LinearOp, kernels: str, table: RowTable, entry: RowEntry, dy: Tensor, x: Tensor, packed: list[Tensor]
+) -> Tensor:
+    if op.name in VALUE_GRADIENT:
+        return VALUE_GRADIENT[op.name](kernels, dy, x, packed)
+    dw = dy.reshape(-1, table.n).T @ x.reshape(-1, table.k)
+    return COLLECT[op.name](dw, packed[entry.start : entry.stop], table.pattern)
 
 
 def _trainable(op: LinearOp, table: RowTable) -> RowEntry | None:

@@ -80,7 +80,7 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
     run = _implementation(op, table_of)
 
     def run_on_cuda(x: Tensor, packed: list[Tensor], bias: Tensor | None, *rest: Any) -> Tensor:
-        _check_devices(name, x, [*packed, bias, *rest[2:]])
+        check_devices(name, x, [*packed, bias, *rest[2:]])
         return run(x, packed, bias, *rest)
 
     LIBRARY.define(name + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
@@ -168,7 +168,7 @@ def _check(
         )
 
 
-def _check_devices(name: str, x: Tensor, others: Sequence[Tensor | None]) -> None:
+def check_devices(name: str, x: Tensor, others: Sequence[Tensor | None]) -> None:
     """One CUDA tensor among CPU ones is enough for the dispatcher to call CUDA; a wrong pointer must not get there."""
     device = x.device
     for other in others:

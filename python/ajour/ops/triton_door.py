@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ajour.terms.errors import KernelError
-from ajour.terms.kernel import Kernel
+from ajour.terms.kernel import Kernel, SampledKernel
 from ajour.terms.problem import Problem
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -61,10 +61,10 @@ def tiles(problem: Problem, n: tuple[int, ...], k: tuple[int, ...]) -> tuple[str
     return tuple(str(tile) for tile in found if tile.fits(problem.dtype))
 
 
-def triton_kernel(module: str, canonical: Kernel) -> Kernel:
-    """The record `triton` of the kernel in that module, which offers why_not, configs and run.
+def triton_kernel(module: str, canonical: Kernel, *, name: str = "triton", transposed: bool = False) -> Kernel:
+    """The record of the kernel in that module, which offers why_not, configs, run and, if `transposed`, run_t.
 
-    It reads the canonical tensors, as `canonical` does: no second copy of a weight, and its values can be trained.
+    It reads the packed tensors of `canonical`: the canonical ones need no second copy and can be trained.
     """
 
     def why_not(problem: Problem) -> str | None:
@@ -79,7 +79,24 @@ def triton_kernel(module: str, canonical: Kernel) -> Kernel:
         y: Tensor = import_module(module).run(*args)
         return y
 
-    return Kernel("triton", canonical.packing, why_not, canonical.prepack, canonical.unpack, run, configs)
+    def run_t(*args: Any) -> Tensor:
+        dx: Tensor = import_module(module).run_t(*args)
+        return dx
+
+    return replace(canonical, name=name, why_not=why_not, run=run, configs=configs, run_t=run_t if transposed else None)
+
+
+def triton_sampled(module: str, name: str) -> SampledKernel:
+    """The record of the kernel in that module that computes stored places only; it offers why_not and run."""
+
+    def why_not(problem: Problem) -> str | None:
+        refusal: str | None = _why_not(problem) or import_module(module).why_not(problem)
+        return refusal
+
+    def run(*args: Any) -> None:
+        import_module(module).run(*args)
+
+    return SampledKernel(name, why_not, run)
 
 
 def _why_not(problem: Problem) -> str | None:

@@ -47,10 +47,10 @@ def any_nan(acc):
     return tl.max(tl.max((acc != acc).to(tl.int32), 1), 0) > 0
 
 
-def launch(kernel: Any, programs: int, x: Tensor, *args: Any, **options: Any) -> None:
+def launch(kernel: Any, programs: int | tuple[int, ...], x: Tensor, *args: Any, **options: Any) -> None:
     """Runs that many programs on x's device and current stream."""
     with torch.cuda.device_of(x):
-        kernel[(programs,)](x, *args, **options)
+        kernel[programs if isinstance(programs, tuple) else (programs,)](x, *args, **options)
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -14,7 +14,11 @@ from ajour.terms.problem import Problem
 
 LEANEST = 2.0  # a pattern that stores more than this many times the leanest one's elements is hopeless
 COARSER = 1.2  # a larger block may store this many times the elements of the detected one and still win
-FRIENDLY = (Block(32, 32), Block(16, 16))  # what block kernels are fastest at
+FRIENDLY = (Block(32, 32), Block(16, 16))  # what block kernels are fastest at on a CPU
+# The share of the dense rate that tensor cores can keep by a block's shorter side (what feeds them bounds it; not
+# measured on a GPU), and how much longer than the best size by that estimate another one may take and still be tried.
+GPU_SHARES = {16: 0.35, 32: 0.5, 64: 0.75, 128: 0.85}
+GPU_SLOWER = 1.5
 _OPS = {NM: "nm_linear", Block: "block_linear", Unstructured: "bitmap_linear"}
 _BYTES = {"float32": 4, "float64": 8}
 
@@ -81,7 +85,7 @@ def estimated_bytes(found: Detection, pattern: Pattern) -> float:
 
 
 def forms(
-    found: Detection, formats: Sequence[Pattern] | None = None, *, at_any_price: bool = False
+    found: Detection, formats: Sequence[Pattern] | None = None, *, at_any_price: bool = False, device: str = "cpu"
 ) -> tuple[list[Form], list[str]]:
     """The forms worth timing, and a sentence for each that is not.
 
@@ -89,7 +93,7 @@ def forms(
     win by bytes and multiplications is left out, unless `at_any_price`.
     """
     forced = formats is not None
-    wanted = [p for p in (formats or ()) if not isinstance(p, Dense)] if forced else _worthwhile(found)
+    wanted = [p for p in (formats or ()) if not isinstance(p, Dense)] if forced else _worthwhile(found, device)
     leanest = min((elements(found, p) for p in wanted), default=0)
     kept: list[Form] = []
     refused: list[str] = []
@@ -136,18 +140,37 @@ def _regularity(pattern: Pattern) -> int:
     return {Unstructured: 0, NM: 1, Block: 2}.get(type(pattern), 3)
 
 
-def _worthwhile(found: Detection) -> list[Pattern]:
+def _worthwhile(found: Detection, device: str) -> list[Pattern]:
     """The patterns found, of N:M the two leanest, and for blocks also coarser sizes that store little more."""
     nm = sorted((p for p in found.patterns if isinstance(p, NM)), key=lambda p: elements(found, p))[:2]
     rest = [p for p in found.patterns if isinstance(p, Unstructured)]
-    return [*_blocks(found), *nm, *rest]
+    return [*(_blocks_on_gpu(found) if device == "cuda" else _blocks(found)), *nm, *rest]
+
+
+def _leanest(found: Detection) -> Block | None:
+    """The listed block size that stores the fewest elements, the largest of equals."""
+    listed = [p for p in found.patterns if isinstance(p, Block)]
+    return min(listed, key=lambda p: (elements(found, p), -p.rows * p.cols), default=None)
+
+
+def _blocks_on_gpu(found: Detection) -> list[Block]:
+    """The leanest size, and those that may take tensor cores least time, explicit zeros and all: 16x16 as 32x32."""
+    base = _leanest(found)
+    if base is None:
+        return []
+
+    def time(size: Block) -> float:
+        return elements(found, size) / GPU_SHARES[max(each for each in GPU_SHARES if each <= min(size.rows, size.cols))]
+
+    sizes = sorted((Block(*sides) for sides in found.live_blocks if min(sides) >= min(GPU_SHARES)), key=time)
+    near = [size for size in sizes if time(size) <= GPU_SLOWER * time(sizes[0])]
+    return list(dict.fromkeys([base, *near]))[:3]
 
 
 def _blocks(found: Detection) -> list[Block]:
-    listed = [p for p in found.patterns if isinstance(p, Block)]
-    if not listed:
+    base = _leanest(found)
+    if base is None:
         return []
-    base = min(listed, key=lambda p: (elements(found, p), -p.rows * p.cols))
     near = [
         size
         for size in (Block(*sides) for sides in found.live_blocks)
@@ -174,7 +197,7 @@ def candidates(
         problem = Problem(form.op.name, form.pattern, m, n, k, found.dtype, device, capability, found.density)
         before = len(taken), sum(map(len, taken.values()))
         for kernel in form.op.kernels.values():
-            if kernel.packing == "dense" or kernel.name == "reference":
+            if kernel.packing == "dense" or kernel.name == "reference" or not kernel.planned:
                 continue
             if reason := kernel.why_not(problem):
                 refused.setdefault(kernel.name, f"{form.pattern}, {kernel.name}: {reason}")

@@ -166,7 +166,7 @@ class Planner:
     ) -> tuple[Decision, str | None]:
         """The choice, and the name of the twin that was measured instead."""
         at_any_price = self.margin is None
-        tried, refused = forms(found, self.formats, at_any_price=at_any_price)
+        tried, refused = forms(found, self.formats, at_any_price=at_any_price, device=self.device.type)
         capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
         every: list[Candidate] = []
         untaken: list[str] = []

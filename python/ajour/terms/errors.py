@@ -31,6 +31,10 @@ class FileError(AjourError):
     """A file is missing, damaged, of a future version, or belongs to another model."""
 
 
+class UnknownModelError(FileError):
+    """There is no model by that name: no such folder, file, module or callable."""
+
+
 class VerificationError(AjourError):
     """A converted model does not do what its plan says."""
 

@@ -28,6 +28,9 @@ class Kernel:
                `entry` is a RowEntry (n, k, pattern, config).
     configs:   every configuration worth timing, each a short string that `run` and `prepack` understand; the planner
                times them and writes the winner into the plan.
+    run_t:     (dy: [m, n], packed, entry) -> dy @ w: [m, k], with x as `run` has it; None where a gradient goes through
+               the dense weight.
+    planned:   whether a plan may choose it; a kernel that is there for training is not worth timing.
     """
 
     name: str
@@ -36,4 +39,24 @@ class Kernel:
     prepack: Callable[[Any, str], list[Any]]
     unpack: Callable[[Sequence[Any], Any, tuple[int, int]], Any]
     run: Callable[..., Any]
+    configs: Callable[[Problem], tuple[str, ...]] = no_configs
+    run_t: Callable[..., Any] | None = None
+    planned: bool = True
+
+
+@dataclass(frozen=True)
+class SampledKernel:
+    """One row of the KERNELS table of an op that computes a product at stored places only.
+
+    name:      that of the kernel whose training it serves.
+    why_not:   None if the kernel takes the problem, else the reason in one sentence.
+    run:       (gradient, dy: [m, n], x: [m, k], index, accumulate, entry) -> None; writes the stored places of
+               dy.T @ x into the gradient, or adds them to it. No size is 0; dy and x may be strided, all else was
+               checked and is contiguous. `entry` is a RowEntry (n, k, pattern, config).
+    configs:   every configuration worth timing.
+    """
+
+    name: str
+    why_not: Callable[[Problem], str | None]
+    run: Callable[..., None]
     configs: Callable[[Problem], tuple[str, ...]] = no_configs

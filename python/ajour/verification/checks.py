@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ajour.conversion.fast_path import notes
 from ajour.conversion.recorded import plan_of
 from ajour.layers import find_layers
+from ajour.memory import resident_bytes
 from ajour.nn import SparseLinear
 from ajour.planning.rows import untouched
 from ajour.verification.outputs import compare, run, run_reference
@@ -44,7 +45,7 @@ def verify(model: nn.Module, reference: nn.Module, example: Any) -> Report:
     elif not layers:
         failures.append("no layer of the model is converted")
     calls = dict(sorted(watch.ops.items()))
-    held = _resident(model), _resident(reference)
+    held = resident_bytes(model), resident_bytes(reference)
     return Report(layers, error, limit, against, calls, *held, tuple(failures), tuple(remarks))
 
 
@@ -77,9 +78,3 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     left, right = (torch.where(w == 0, 0, w).contiguous().view(whole) for w in (a, b.to(a.device)))
     return torch.equal(left, right)
-
-
-def _resident(model: nn.Module) -> int:
-    tensors = [*model.parameters(), *model.buffers()]
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
-    return sum(held.values())

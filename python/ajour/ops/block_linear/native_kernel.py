@@ -10,6 +10,7 @@ from torch import Tensor
 from ajour._native import native
 from ajour.formats.block import BlockMatrix
 from ajour.memory import on_host
+from ajour.ops.block_linear import blocks_kernel
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Block, Pattern
 from ajour.terms.problem import ACTIVATIONS, Problem
@@ -86,4 +87,12 @@ def _run(
     return y
 
 
-KERNEL = Kernel(name="cpu", packing="cpu_panels", why_not=_why_not, prepack=_prepack, unpack=_unpack, run=_run)
+def _run_t(dy: Tensor, packed: Sequence[Tensor], entry: RowEntry) -> Tensor:
+    """Through the canonical blocks, which unpacking gives in time proportional to them."""
+    matrix = _unpack(packed, entry.pattern, (entry.n, entry.k))
+    return blocks_kernel.run_t(dy, list(matrix.tensors().values()), entry)
+
+
+KERNEL = Kernel(
+    name="cpu", packing="cpu_panels", why_not=_why_not, prepack=_prepack, unpack=_unpack, run=_run, run_t=_run_t
+)

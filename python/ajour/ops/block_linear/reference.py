@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ajour.formats.block import BlockMatrix
 from ajour.ops.dense import masked_linear
@@ -25,14 +24,6 @@ def expand(packed: Sequence[Tensor], pattern: Block, shape: tuple[int, int]) -> 
     return dense.reshape(block_rows * pattern.rows, block_cols * pattern.cols)[: shape[0], : shape[1]]
 
 
-def collect(dw: Tensor, packed: Sequence[Tensor], pattern: Block) -> Tensor:
-    """The gradient of the blocks from dw: [n, k], the gradient of the dense weight; zero where a block overhangs it."""
-    columns, rows = packed[2].long(), packed[3].long()
-    padded = pad(dw, (0, -dw.shape[1] % pattern.cols, 0, -dw.shape[0] % pattern.rows))
-    grid = padded.view(-1, pattern.rows, padded.shape[1] // pattern.cols, pattern.cols).transpose(1, 2)
-    return grid[rows, columns]
-
-
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
@@ -40,6 +31,11 @@ def _run(
     shape = (entry.n, entry.k)
     stored = expand([torch.ones_like(packed[0]), *packed[1:]], entry.pattern, shape) != 0
     return masked_linear(x, expand(packed, entry.pattern, shape), stored, bias, residual, activation)
+
+
+def _run_t(dy: Tensor, packed: Sequence[Tensor], entry: RowEntry) -> Tensor:
+    assert isinstance(entry.pattern, Block)
+    return dy @ expand(packed, entry.pattern, (entry.n, entry.k))
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BlockMatrix:
@@ -53,4 +49,5 @@ KERNEL = Kernel(
     prepack=lambda matrix, config: list(matrix.tensors().values()),
     unpack=_unpack,
     run=_run,
+    run_t=_run_t,
 )

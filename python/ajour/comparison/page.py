@@ -1,0 +1,170 @@
+"""The page: comparisons as one HTML file that needs no network and no script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import count
+from pathlib import Path
+
+from ajour.comparison.charts import MARK, bars, check_matplotlib, stacks
+from ajour.comparison.report import REST, Comparison, Size, memory_line, milliseconds, verified_line
+from ajour.comparison.sides import CONVERTED, LABELS, STOCK
+from ajour.planning.plan import Choice
+from ajour.planning.timing import Timing
+
+CSS = Path(__file__).with_name("page.css")
+PARTS = ("a", "b", "c", "d")  # colours of the groups that take most of the time
+OTHERS = "other linear layers"
+MEASURING = (
+    "Sides take turns round by round; bars are medians, the thin line goes from the 20th to the 80th percentile. "
+    "± is half of that way. "
+    "“No difference” means that the spread exceeds the difference. No gain is told without a verification in the same "
+    "run. Where the time goes is measured in passes of their own, with hooks on the layers."
+)
+
+
+def write_page(path: Path, title: str, intro: str, comparisons: Sequence[Comparison]) -> None:
+    """Writes the page; raises MachineError without matplotlib."""
+    check_matplotlib()
+    path.write_text(page(title, intro, comparisons), encoding="utf-8")
+
+
+def page(title: str, intro: str, comparisons: Sequence[Comparison]) -> str:
+    """The HTML text; every string that comes from a model is escaped."""
+    device = str(comparisons[0].plan.device) if comparisons else ""
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">Measured on {escape(device)}</p>',
+        f"<p>{escape(intro)}</p>",
+    ]
+    for comparison in comparisons:
+        parts += _section(comparison)
+    parts.append(f'<h2>How this was measured</h2><p class="soft">{MEASURING}</p>')
+    number = count()
+    body = re.sub(
+        r"<svg\b.*?</svg>",
+        lambda svg: svg[0].replace(MARK, f"{MARK}{next(number)}-"),
+        "\n".join(parts),
+        flags=re.DOTALL,
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS.read_text(encoding='utf-8')}</style></head>\n<body>"
+        + body
+        + "</body></html>\n"
+    )
+
+
+def _section(comparison: Comparison) -> Iterator[str]:
+    yield f"<h2>{escape(comparison.name or 'The model')}</h2>"
+    yield _tiles(comparison)
+    first, _, more = verified_line(comparison).partition(": ")
+    yield f'<p><span class="{"good" if comparison.ok else "bad"}">{escape(first)}</span>: {escape(more)}</p>'
+    yield from (f'<p class="soft">{escape(note)}</p>' for note in (*comparison.notes, *comparison.report.notes))
+    yield "<h3>Latency of one pass</h3>"
+    yield _charts((f"{size.label}", _latency(size)) for size in comparison.sizes)
+    yield _latency_table(comparison)
+    yield "<h3>Where the time goes</h3>"
+    groups = _heaviest(comparison)
+    yield _legend(groups)
+    yield _charts((f"{size.label}", _where(size, groups)) for size in comparison.sizes)
+    yield _layers(comparison)
+
+
+def _tiles(comparison: Comparison) -> str:
+    """The gains over the fastest dense at each size, and memory."""
+    tiles = [
+        (comparison.gain(size, size.fastest_dense), f"over the fastest dense at {size.label}")
+        for size in comparison.sizes
+    ]
+    held = comparison.resident
+    tiles.append((f"{held[CONVERTED] / held[STOCK]:.0%}" if held[STOCK] else "-", "of the dense model's memory"))
+    items = "".join(f"<li><b>{escape(value)}</b><span>{escape(text)}</span></li>" for value, text in tiles)
+    return f'<ul class="tiles">{items}</ul><p class="soft">{escape(memory_line(comparison))}</p>'
+
+
+def _charts(drawn: Iterator[tuple[str, str]]) -> str:
+    figures = (f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in drawn)
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _latency(size: Size) -> str:
+    rows = [(LABELS[side], side, Timing(t.median / 1e3, t.low / 1e3, t.high / 1e3)) for side, t in size.times.items()]
+    return bars(rows, "ms")
+
+
+def _latency_table(comparison: Comparison) -> str:
+    sides = list(comparison.sizes[0].times)
+    head = ["size", *(f"{LABELS[side]}, ms" for side in sides), "over fastest dense", "over torch"]
+    rows = [
+        [size.label, *(milliseconds(size.times[side]) for side in sides), comparison.gain(size, size.fastest_dense),
+         comparison.gain(size, STOCK)]
+        for size in comparison.sizes
+    ]  # fmt: skip
+    return _table(head, [[escape(cell) for cell in row] for row in rows])
+
+
+def _heaviest(comparison: Comparison) -> dict[str, str]:
+    """The colour of each part of the time: groups of layers, heaviest first, other layers, and the rest."""
+    total: dict[str, float] = {}
+    for size in comparison.sizes:
+        for group, us in size.groups(STOCK).items():
+            total[group] = total.get(group, 0.0) + us / max(size.where[STOCK].whole, 1e-9)
+    heavy = sorted((group for group in total if group != REST), key=lambda group: -total[group])[: len(PARTS)]
+    others = {OTHERS: "e"} if len(total) - 1 > len(heavy) else {}
+    return {**dict(zip(heavy, PARTS, strict=False)), **others, REST: "rest"}
+
+
+def _where(size: Size, groups: dict[str, str]) -> str:
+    rows = []
+    for side in size.where:
+        found = {group: us / 1e3 for group, us in size.groups(side).items()}
+        shown = {group: found.get(group, 0.0) for group in groups}
+        shown[OTHERS] = sum(us for group, us in found.items() if group not in groups)
+        rows.append((LABELS[side], shown))
+    return stacks(rows, groups, "ms")
+
+
+def _legend(groups: dict[str, str]) -> str:
+    items = "".join(
+        f'<li><i style="background:var(--{colour})"></i>{escape(name)}</li>' for name, colour in groups.items()
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _layers(comparison: Comparison) -> str:
+    """Every layer of the plan by name, with what was chosen and why."""
+    head = ["layer", "shape", "pattern", "kept", "choice", "dense → planned, µs", "weight, kB", "why"]
+    body = _table(head, [_layer(choice) for choice in comparison.plan.choices], why=True)
+    return f"<details><summary>All {len(comparison.plan.choices)} layers and their choices</summary>{body}</details>"
+
+
+def _layer(choice: Choice) -> list[str]:
+    times = "<br>".join(
+        f"{m.dense_us:,.0f} → {choice.chosen_us(m):,.0f} <small>at {m.rows} row{'s' if m.rows > 1 else ''}</small>"
+        for m in choice.measurements
+    )
+    chosen = "<br>".join(escape(f"{entry.kernel} {entry.config}".strip()) for entry in choice.kernels) or "as it is"
+    kept = "" if choice.density is None else f"{choice.density:.0%}"
+    return [
+        escape(choice.layer or "(the model)"), "x".join(map(str, choice.shape)), escape(str(choice.pattern or "")),
+        kept, chosen, times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}",
+        escape(choice.reason),
+    ]  # fmt: skip
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], why: bool = False) -> str:
+    """Cells are HTML. The last column is prose if `why`. Scrolls in its own box on a narrow screen."""
+    first = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(_cell(cell, why and place == len(head) - 1) for place, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(cell: str, prose: bool) -> str:
+    return f'<td class="why">{cell}</td>' if prose else f"<td>{cell}</td>"

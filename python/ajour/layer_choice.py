@@ -1,0 +1,51 @@
+"""Which layers a name, a glob or a callable means, and the parameter that a layer's weight is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ajour.layers import Layer, is_conv1d, is_converted
+from ajour.terms.errors import ConversionError
+
+LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+_PLACES = ("weight_orig", "parametrizations.weight.original", "weight")
+
+
+def choose_layers(found: list[Layer], layers: LayerChoice | None) -> list[Layer]:
+    """Those of `found` that are meant: without `layers` all that can be converted.
+
+    layers: a name or glob ("encoder.*"), several of them, or a callable (name, module) -> bool. What can't be converted
+    is skipped, unless it was named in full. Raises ConversionError for such a name, for a converted layer, and if a
+    name or glob matches nothing.
+    """
+    layers = [layers] if isinstance(layers, str) else layers
+    if callable(layers):
+        chosen = [layer for layer in found if layers(layer.name, layer.module)]
+    elif layers is None:
+        chosen = found
+    else:
+        for text in layers:
+            if not any(fnmatchcase(layer.name, text) for layer in found):
+                names = ", ".join(layer.name for layer in found[:8])
+                raise ConversionError(f"no layer matches {text!r}; the model's layers are {names}, ...")
+        chosen = [layer for layer in found if any(fnmatchcase(layer.name, text) for text in layers)]
+    named = set() if layers is None or callable(layers) else set(layers)
+    for layer in chosen:
+        if layer.reason is not None and layer.name in named:
+            raise ConversionError(f"layer {layer.name!r} can't be pruned: {layer.reason}")
+        if is_converted(layer.module):
+            raise ConversionError(
+                f"layer {layer.name!r} is converted already; call ajour.revert(model), prune, convert"
+            )
+    return [layer for layer in chosen if layer.reason is None]
+
+
+def stored_parameter(layer: Layer) -> nn.Parameter:
+    """The parameter that the layer's forward starts from; masks of other tools are applied to it later."""
+    held = dict(layer.module.named_parameters())
+    own = () if isinstance(layer.module, nn.Linear) or is_conv1d(layer.module) else (layer.name.rpartition(".")[2],)
+    return next(held[place] for place in (*own, *_PLACES) if place in held)

@@ -1,0 +1,131 @@
+"""Every broken environment gets one clear line with a remedy and the right exit code; nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+START = "from ajour_command.start import main; main()"
+
+
+def ajour(*args: object, stubs: Path | None = None, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`ajour ARGS` in a process of its own, with `stubs` first on PYTHONPATH and PATH replaced."""
+    folders = [str(folder) for folder in (stubs, HERE) if folder is not None]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "COLUMNS": "200"}
+    if path is not None:
+        environment = {key: value for key, value in environment.items() if key not in ("CXX", "CC")} | {"PATH": path}
+    command = [sys.executable, "-c", START, *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def without(folder: Path, *packages: str) -> Path:
+    """A folder that hides packages, as if they were not installed."""
+    lines = ["import sys", *(f"sys.modules[{package!r}] = None" for package in packages)]
+    (folder / "sitecustomize.py").write_text("\n".join(lines))
+    return folder
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """What was said, once it is one line and the code is right."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def fake_torch(folder: Path, text: str) -> Path:
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(text)
+    return folder
+
+
+def test_no_torch(tmp_path: Path) -> None:
+    said = one_line(ajour("doctor", stubs=fake_torch(tmp_path, "raise ModuleNotFoundError(name='torch')")), 3)
+    assert "ajour needs torch, and there is none here; install it: pip install torch" in said
+
+
+def test_torch_too_old(tmp_path: Path) -> None:
+    said = one_line(ajour("doctor", stubs=fake_torch(tmp_path, "__version__ = '2.4.1+cu121'")), 3)
+    assert "ajour needs torch 2.10 or newer, found 2.4.1+cu121; update it: pip install -U torch" in said
+
+
+def test_torch_that_can_not_be_loaded(tmp_path: Path) -> None:
+    broken = "raise OSError('libcudart.so.13: cannot open shared object file')"
+    assert "libcudart.so.13: cannot open" in one_line(ajour("doctor", stubs=fake_torch(tmp_path, broken)), 3)
+
+
+def test_no_compiled_part(tmp_path: Path) -> None:
+    said = one_line(ajour("doctor", stubs=without(tmp_path, "ajour._C")), 3)
+    assert "ajour's compiled part can't be loaded" in said
+    assert "pip install --force-reinstall" in said
+
+
+def test_the_doctor_names_what_is_missing_with_a_remedy_each(tmp_path: Path) -> None:
+    stubs = without(tmp_path, "triton", "transformers", "matplotlib")
+    done = ajour("doctor", "--json", stubs=stubs, path="/nowhere")
+    assert done.returncode == 0, done.stderr  # a CPU needs none of these
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    for subject, remedy in {
+        "Triton": "pip install 'ajour[triton]'",
+        "transformers": "pip install transformers",
+        "matplotlib": "pip install matplotlib",
+        "C++ compiler": "install g++ or clang++",
+        "CUDA compiler": "needed only to build",
+    }.items():
+        assert found[subject]["status"] == "absent", subject
+        assert remedy in found[subject]["remedy"]
+    assert found["nm_linear · triton (cpu)"]["status"] == "absent"
+    assert found["nm_linear · cpu (cpu)"]["status"] == "ok"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU and its driver")
+@pytest.mark.parametrize("verb", ["plan", "bench", "limits"])
+def test_no_gpu_driver(verb: str) -> None:
+    said = one_line(ajour(verb, "factories:pruned", "--shape", "4x64", "--device", "cuda"), 3)
+    assert "torch sees no CUDA device here" in said
+    assert "or use --device cpu" in said
+
+
+def test_no_matplotlib_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    stubs = without(tmp_path, "matplotlib")
+    page = tmp_path / "page.html"
+    said = one_line(ajour("bench", "factories:number", "--html", page, stubs=stubs), 3)  # no model is even looked for
+    assert "a page with charts needs matplotlib; install it with: pip install 'ajour[plots]'" in said
+    assert not page.exists()
+
+
+def test_no_transformers(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    said = one_line(ajour("plan", folder, stubs=without(tmp_path, "transformers")), 3)
+    assert "a Hugging Face folder needs transformers; install it with: pip install transformers" in said
+
+
+def test_no_transformers_for_the_demo(tmp_path: Path) -> None:
+    said = one_line(ajour("demo", "--html", tmp_path / "x.html", stubs=without(tmp_path, "transformers")), 3)
+    assert "is missing; install it with: pip install" in said
+
+
+def test_a_package_that_a_factory_needs(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import no_such_package_of_mine\ndef model(): ...")
+    said = one_line(ajour("inspect", "mine:model", stubs=tmp_path), 3)
+    assert "'mine:model' needs a package that is missing: No module named 'no_such_package_of_mine'; install it" in said
+
+
+def test_an_unknown_model() -> None:
+    assert "is no folder, no file and no `package.module:factory`" in one_line(ajour("bench", "nowhere"), 2)
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\xff" * 64)
+    assert str(path) in one_line(ajour("plan", path, "--rows", "8"), 1)

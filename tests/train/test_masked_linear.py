@@ -1,0 +1,164 @@
+"""MaskedLinear: the same layer, with a weight gradient that is zero outside the mask and computed where it lives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ajour.terms.errors import PatternError
+from ajour.terms.pattern import NM, Block, Pattern, Unstructured
+from ajour.train.linear import MaskedLinear, block_weight_gradient, mask_linears
+from ajour.train.masks import Masks
+from pruned import bits, keep_mask, truth
+
+BLOCKS = (Block(8, 8), Block(4, 16), Block(32, 1), Block(3, 5))
+SHAPES = ((32, 48), (33, 47), (5, 7))
+
+
+def layer(pattern: Pattern, n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[MaskedLinear, Tensor]:
+    linear = nn.Linear(k, n).to(dtype)
+    keep = keep_mask(pattern, n, k)
+    return MaskedLinear(linear, keep, pattern), keep
+
+
+@pytest.mark.parametrize("pattern", [*BLOCKS, Unstructured()], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_gradient_is_that_of_a_masked_dense_layer(pattern: Pattern, shape: tuple[int, int]) -> None:
+    n, k = shape
+    masked, keep = layer(pattern, n, k)
+    x = torch.randn(2, 9, k, requires_grad=True)
+    dy = torch.randn(2, 9, n)
+    y = masked(x)
+    y.backward(dy)
+
+    w = masked.weight.detach().clone().requires_grad_()
+    same_x, bias = x.detach().clone().requires_grad_(), masked.bias.detach().clone().requires_grad_()
+    expected = functional.linear(same_x, w * keep, bias)
+    expected.backward(dy)
+    assert torch.equal(y, expected)
+    assert torch.equal(x.grad, same_x.grad)
+    assert torch.allclose(masked.bias.grad, bias.grad, rtol=1e-5, atol=1e-5)
+    rows, columns = dy.view(-1, n), x.detach().view(-1, k)
+    truth(rows.T.contiguous(), columns.T.contiguous(), None, None, "none").check(
+        torch.where(keep, masked.weight.grad, rows.T @ columns), "dw"
+    )
+    outside = bits(masked.weight.grad)[~keep]
+    assert not outside.any(), "outside the mask is not +0.0"
+
+
+def test_a_block_gradient_is_a_plain_loop_over_its_blocks() -> None:
+    pattern, n, k = Block(4, 8), 10, 20
+    live = torch.tensor([[True, False, True], [False, False, False], [False, True, True]])
+    dy, x = torch.randn(6, n, dtype=torch.float64), torch.randn(6, k, dtype=torch.float64)
+    expected = torch.zeros(n, k, dtype=torch.float64)
+    for i in range(n):
+        for j in range(k):
+            if live[i // 4, j // 8]:
+                expected[i, j] = sum(float(dy[row, i] * x[row, j]) for row in range(6))
+    assert torch.allclose(block_weight_gradient(dy, x, live, pattern), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("pattern", [Block(8, 8), Unstructured()], ids=str)
+def test_nan_and_inf_reach_only_kept_gradients(pattern: Pattern) -> None:
+    masked, keep = layer(pattern, 16, 24)
+    x = torch.full((3, 24), torch.inf)
+    masked(x).backward(torch.full((3, 16), torch.nan))
+    assert not bits(masked.weight.grad)[~keep].any()
+    assert masked.weight.grad[keep].isnan().all()
+
+
+def test_no_rows_and_no_live_block() -> None:
+    for keep in (torch.zeros(16, 16, dtype=torch.bool), keep_mask(Block(8, 8), 16, 16)):
+        masked = MaskedLinear(nn.Linear(16, 16), keep, Block(8, 8))
+        masked(torch.empty(0, 16)).sum().backward()
+        assert not bits(masked.weight.grad).any()
+
+
+def test_plain_sgd_keeps_the_zeros_by_itself() -> None:
+    masked, keep = layer(Block(8, 8), 32, 32)
+    before = masked.weight.detach().clone()
+    optimizer = torch.optim.SGD(masked.parameters(), 0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        masked(torch.randn(8, 32)).square().sum().backward()
+        optimizer.step()
+        assert not bits(masked.weight.detach())[~keep].any()
+    assert (masked.weight[keep] != before[keep]).any()
+
+
+def test_autocast_gives_gradients_in_the_weight_s_own_type() -> None:
+    masked, keep = layer(Block(8, 8), 32, 32)
+    x = torch.randn(8, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = masked(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert (masked.weight.grad.dtype, masked.bias.grad.dtype, x.grad.dtype) == (torch.float32,) * 3
+    expected = (torch.ones(32, 8) @ x.detach()) * keep
+    assert torch.allclose(masked.weight.grad, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_weight_and_bias_are_shared_and_come_back() -> None:
+    linear = nn.Linear(16, 8)
+    masked = MaskedLinear(linear.eval(), keep_mask(Unstructured(), 8, 16))
+    assert masked.weight is linear.weight
+    assert masked.bias is linear.bias
+    back = masked.to_linear()
+    assert type(back) is nn.Linear
+    assert back.weight is linear.weight
+    assert MaskedLinear(nn.Linear(4, 4, bias=False)).to_linear().bias is None
+
+
+def test_only_masked_layers_are_replaced_and_all_is_checked_first() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    masks = Masks.from_pattern(model, Block(8, 8), 0.5, layers="2")
+    mask_linears(model, masks, Block(8, 8))
+    assert type(model[0]) is nn.Linear
+    assert isinstance(model[2], MaskedLinear)
+    assert model[2].mask == masks["2.weight"]
+    assert not model[2].weight[~masks["2.weight"].dense()].any()
+
+    model = nn.Sequential(nn.Linear(16, 16), nn.Conv1d(4, 4, 1))
+    good = Masks.from_pattern(model, Block(8, 8), 0.5, layers="0")["0.weight"]
+    scattered = Masks.from_pattern(model, NM(2, 4), layers="0")["0.weight"]
+    for masks, message in (
+        ({"0.weight": good, "1.weight": good}, r"'1.weight' is not the weight of an nn.Linear"),
+        ({"0.weight": good, "0.bias": good}, r"'0.bias' is not the weight"),
+        ({"0.weight": scattered}, r"'0.weight': its mask cuts through blocks, so it isn't one of block 8x8"),
+    ):
+        with pytest.raises(PatternError, match=message):
+            mask_linears(model, masks, Block(8, 8))
+        assert type(model[0]) is nn.Linear
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(PatternError, match=r"'weight': its mask is \(4, 4\), the parameter \(8, 16\)"):
+        MaskedLinear(nn.Linear(16, 8), torch.ones(4, 4, dtype=torch.bool))
+
+
+def test_the_state_carries_the_mask_and_refuses_weights_outside_it() -> None:
+    saved, keep = layer(Block(8, 8), 16, 16)
+    fresh = MaskedLinear(nn.Linear(16, 16), keep_mask(Block(8, 8), 16, 16), Block(8, 8))
+    state = saved.state_dict()
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh.mask.dense(), keep)
+    assert torch.equal(fresh.live, saved.live)
+    assert torch.equal(bits(fresh.weight.detach()), bits(saved.weight.detach()))
+
+    wrong = dict(state, weight=torch.ones(16, 16))
+    with pytest.raises(RuntimeError, match="weight is not zero outside the mask that comes with it"):
+        fresh.load_state_dict(wrong)
+    negative = dict(state, weight=torch.where(keep, state["weight"], -0.0))
+    fresh.load_state_dict(negative)
+    assert not bits(fresh.weight.detach())[~keep].any()
+
+
+def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
+    class Odd(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + 1
+
+    with pytest.raises(PatternError, match="Odd has a forward of its own"):
+        MaskedLinear(Odd(4, 4))
