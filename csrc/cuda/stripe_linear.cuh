@@ -151,16 +151,23 @@ class StripeLinear {
     }
   }
 
+  // Where the warps of one panel add up, and finish.
+  __device__ __forceinline__ float* room() const {
+    constexpr int kRows = kWarpsK > 1 ? (kWarpsK - 1) * kSlabRows : kFragmentRows;
+    return sums_ + warp_n_ * kRows * TOKENS;
+  }
+
   // The sums of the warps with warp_k_ == 0 become those of all warps, in the order of the slabs.
   __device__ __forceinline__ void add_warps() {
     if (kWarpsK == 1) return;
     constexpr int kFloats = kSlabRows * TOKENS;
-    if (warp_k_) sum_.store(sums_ + (warp_n_ * (kWarpsK - 1) + warp_k_ - 1) * kFloats, lane_);
+    if (warp_k_) sum_.store(room() + (warp_k_ - 1) * kFloats, lane_);
     __syncthreads();
     if (warp_k_) return;
     for (int k = 0; k < kWarpsK - 1; ++k) {
-      sum_.add(sums_ + (warp_n_ * (kWarpsK - 1) + k) * kFloats, lane_, [](const float4* at) { return *at; });
+      sum_.add(room() + k * kFloats, lane_, [](const float4* at) { return *at; });
     }
+    __syncwarp();  // the room is written again
   }
 
   __device__ __forceinline__ void finish_tile(bool whole) {
@@ -209,7 +216,7 @@ class StripeLinear {
   // copy of the epilogue, without which 64 tokens spill.
   __device__ __forceinline__ void write() {
     constexpr int kValues = TOKENS / 8 * 4;  // of a lane in a fragment
-    float* mine = sums_ + warp_n_ * kValues * kWarp + lane_;
+    float* mine = room() + lane_;
     bool lost = false;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {

@@ -21,11 +21,13 @@ DecodeShape decode_shape(int64_t m, const SlabGrid& w, const DeviceLimits& devic
   // of a warp that adds up, what the others leave, or one fragment of its own
   shape.sum_bytes = int64_t(warps_n) * std::max((warps_k - 1) * kSlabRows, kFragmentRows) * shape.tokens * 4;
   const int64_t fixed = DecodeShape::barrier_bytes() + shape.sum_bytes;
-  const int64_t shared = std::min<int64_t>(device.block_shared, device.processor_shared / blocks - kReserved);
-  shape.stages = int(std::min<int64_t>(std::min(stages, kMaxStages), (shared - fixed) / shape.stage_bytes()));
-  if (shape.stages < 2) {
-    refuse<KernelError>("decoding needs ", fixed + 2 * shape.stage_bytes(), " bytes of shared memory for each of ",
-                        blocks, " blocks, this device has ", shared, "; take fewer blocks");
+  do {
+    const int64_t shared = std::min<int64_t>(device.block_shared, device.processor_shared / blocks - kReserved);
+    shape.stages = int(std::min<int64_t>(std::min(stages, kMaxStages), (shared - fixed) / shape.stage_bytes()));
+  } while (shape.stages < 2 && --blocks);
+  if (!blocks) {
+    refuse<KernelError>("decoding needs ", fixed + 2 * shape.stage_bytes(), " bytes of shared memory for a block of ",
+                        shape.tokens, " rows, this device has ", device.block_shared);
   }
   shape.shared_bytes = fixed + shape.stages * shape.stage_bytes();
   const int64_t tiles = ceil_div(w.panels, warps_n), steps = ceil_div(w.slabs, warps_k);

@@ -43,8 +43,8 @@ struct DecodeShape {
   AJOUR_BOTH int64_t counter_bytes() const { return ceil_div(4 * int64_t(stripes.tiles), 256) * 256; }
 };
 
-// The shape for m rows of x, with `blocks` blocks on a multiprocessor and at most `stages` stages. Throws KernelError
-// with what is missing.
+// The shape for m rows of x, with at most `blocks` blocks on a multiprocessor, as many as leave each two stages, and at
+// most `stages` stages. Throws KernelError with what is missing.
 DecodeShape decode_shape(int64_t m, const SlabGrid& w, const DeviceLimits& device, int blocks, int stages);
 
 }  // namespace ajour

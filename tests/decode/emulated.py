@@ -31,7 +31,7 @@ class Launch:
 
     bulk: bool = True
     processors: int = 2
-    shared: int = 100 << 10
+    shared: int = 200 << 10
     blocks: int = 1
     stages: int = 3
     seed: int = 0

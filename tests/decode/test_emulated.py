@@ -86,7 +86,7 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(
         assert torch.equal(y[y.isinf()], expected[expected.isinf()])
         assert torch.equal(y.isfinite(), finite)
         bound = truth(x.nan_to_num(0, 0, 0), matrix.to_dense(), None, None, "none").bound
-        assert float((y - expected)[finite].abs().amax()) <= bound
+        assert float((y - expected)[finite].abs().sum()) == 0 or float((y - expected)[finite].abs().amax()) <= bound
 
 
 def every_code(dtype: torch.dtype) -> tuple[SparseMatrix, Tensor]:

@@ -16,6 +16,9 @@ ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 MOST_ROWS: int = native.DECODE_ROWS
 _CONFIG = re.compile(r"c(\d+) s(\d+)")
 _DEFAULT = "c2 s4"
+# bytes of shared memory that a block may use, by compute capability
+_BLOCK_SHARED = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
+_LEAST_SHARED = 99 << 10
 
 
 def why_not(problem: Problem) -> str | None:
@@ -46,6 +49,17 @@ def parse_config(config: str) -> tuple[int, int]:
     if found is None:
         raise KernelError(f"{config!r} is no decode configuration; expected something like {_DEFAULT!r}")
     return int(found[1]), int(found[2])
+
+
+def why_no_room(problem: Problem, columns: int, room: int) -> str | None:
+    """None if two slabs for each warp fit this device's shared memory, else the reason."""
+    shared = _BLOCK_SHARED.get(problem.capability or (9, 0), _LEAST_SHARED)
+    limits = native.DeviceLimits(1, shared, shared + 1024)
+    try:
+        native.DecodeShape(problem.m, problem.n, problem.k, columns, room, limits, 1, 2)
+    except KernelError as error:
+        return str(error)
+    return None
 
 
 @cache

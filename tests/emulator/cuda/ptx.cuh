@@ -36,6 +36,9 @@ inline BlockIndex blockIdx;
 
 using std::min;
 inline void __syncthreads() { emulator::Block::current()->sync(); }
+inline void __syncwarp() {
+  emulator::Block::current()->together({}, [](emulator::Exchange&) {});
+}
 inline void __threadfence() {}
 inline float4 __ldcg(const float4* at) { return *at; }
 inline unsigned atomicAdd(unsigned* at, unsigned by) {

@@ -36,7 +36,10 @@ def _why_not(problem: Problem) -> str | None:
     assert isinstance(problem.pattern, NM)
     if problem.pattern.group not in GROUPS:
         return f"it takes groups of 4, 8, 16 and 32, this pattern is {problem.pattern}"
-    return decode.why_not(problem)
+    if refusal := decode.why_not(problem):
+        return refusal
+    layout = slabs_of(problem.pattern, problem.n, problem.k)
+    return decode.why_no_room(problem, layout.columns, layout.slab_bytes)
 
 
 def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
