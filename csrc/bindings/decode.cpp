@@ -1,0 +1,126 @@
+// The decode kernels: slabs, and the shape of a launch (without CUDA too); the products.
+#include "bindings/bindings.h"
+#include "layout/bitmap.h"
+#include "layout/bitmap_slabs.h"
+#include "layout/decode_shape.h"
+#include "layout/nm_slabs.h"
+#ifdef AJOUR_HAS_CUDA
+#include "cuda/decode.h"
+#endif
+
+namespace ajour::bindings {
+namespace {
+
+// What the decode kernels read, and how they are laid over a device; without CUDA too.
+void bind_slabs(py::module_& m) {
+  m.attr("DECODE_ROWS") = kDecodeMaxRows;
+  py::class_<NMSlabs>(m, "NMSlabs")
+      .def(py::init(&nm_slabs))
+      .def_readonly("columns", &NMSlabs::columns)
+      .def_readonly("slab_bytes", &NMSlabs::slab_bytes)
+      .def_property_readonly("bytes", &NMSlabs::bytes);
+  m.def(
+      "pack_nm_slabs",
+      [](const NMSlabs& layout, Address values, Address positions, Address slabs) {
+        pack_nm_slabs(layout, at(values), at<uint8_t>(positions), at<uint8_t>(slabs));
+      },
+      Unlocked());
+  m.def(
+      "unpack_nm_slabs",
+      [](const NMSlabs& layout, Address slabs, Address values, Address positions) {
+        unpack_nm_slabs(layout, at<uint8_t>(slabs), at(values), at<uint8_t>(positions));
+      },
+      Unlocked());
+  py::class_<BitmapSlabs>(m, "BitmapSlabs")
+      .def(py::init([](int64_t n, int64_t k) { return BitmapSlabs{n, k}; }))
+      .def_property_readonly("count", &BitmapSlabs::count);
+  m.def(
+      "index_bitmap_slabs",
+      [](const BitmapSlabs& layout, const BitmapTensors& matrix, Address index) {
+        return index_bitmap_slabs(layout, matrix, at<int32_t>(index));
+      },
+      Unlocked());
+  m.def(
+      "pack_bitmap_slabs",
+      [](const BitmapSlabs& layout, const BitmapTensors& matrix, Address index, Address slabs) {
+        pack_bitmap_slabs(layout, matrix, at<int32_t>(index), at<uint8_t>(slabs));
+      },
+      Unlocked());
+  m.def(
+      "unpack_bitmap_slabs",
+      [](const BitmapSlabs& layout, Address slabs, Address index, const BitmapTensors& matrix) {
+        unpack_bitmap_slabs(layout, at<uint8_t>(slabs), at<int32_t>(index), matrix);
+      },
+      Unlocked());
+  m.def(
+      "count_bitmap_slabs",
+      [](const BitmapSlabs& layout, Address slabs, Address index) {
+        return count_bitmap_slabs(layout, at<uint8_t>(slabs), at<int32_t>(index));
+      },
+      Unlocked());
+  py::class_<DeviceLimits>(m, "DeviceLimits").def(py::init([](int processors, int block_shared, int processor_shared) {
+    return DeviceLimits{processors, block_shared, processor_shared};
+  }));
+  py::class_<DecodeShape>(m, "DecodeShape")
+      .def(py::init([](int64_t m, int64_t n, int64_t k, int columns, int room, const DeviceLimits& device, int blocks,
+                       int stages) {
+        const SlabGrid grid{ceil_div(n, kSlabRows), ceil_div(k, columns), columns, room};
+        return decode_shape(m, grid, device, blocks, stages);
+      }))
+      .def_readonly("tokens", &DecodeShape::tokens)
+      .def_readonly("stages", &DecodeShape::stages)
+      .def_readonly("shared_bytes", &DecodeShape::shared_bytes)
+      .def_readonly("scratch_bytes", &DecodeShape::scratch_bytes)
+      .def_property_readonly("stripes", [](const DecodeShape& shape) { return shape.stripes.stripes; });
+}
+
+#ifdef AJOUR_HAS_CUDA
+// The decode kernels; the last arguments are what ajour.ops.decode_call gives.
+void bind_products(py::module_& m) {
+  m.def("device_limits", &cuda::device_limits);
+  const auto call = [](const DecodeShape& shape, Address slabs, Address index, int n, int k, Address x,
+                       int64_t x_stride, int rows, Address bias, Address residual, Address y, Address scratch,
+                       int activation) {
+    return cuda::DecodeCall{at<uint8_t>(slabs),
+                            at<int32_t>(index),
+                            at<uint16_t>(x),
+                            x_stride,
+                            x % 16 == 0 && x_stride % 8 == 0,
+                            at<uint16_t>(bias),
+                            at<uint16_t>(residual),
+                            at<uint16_t>(y),
+                            at<uint8_t>(scratch),
+                            rows,
+                            n,
+                            k,
+                            activation,
+                            shape};
+  };
+  m.def("nm_decode", [call](const NMSlabs& layout, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride,
+                            int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
+                            int activation, int device, Address stream) {
+    cuda::nm_decode(
+        layout,
+        call(shape, slabs, 0, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y, scratch, activation),
+        bfloat16, device, at(stream));
+  });
+  m.def("bitmap_decode", [call](const BitmapSlabs& layout, Address slabs, Address index, const DecodeShape& shape,
+                                Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y,
+                                Address scratch, bool bfloat16, int activation, int device, Address stream) {
+    cuda::bitmap_decode(call(shape, slabs, index, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y,
+                             scratch, activation),
+                        bfloat16, device, at(stream));
+  });
+}
+#endif
+
+}  // namespace
+
+void bind_decode(py::module_& m) {
+  bind_slabs(m);
+#ifdef AJOUR_HAS_CUDA
+  bind_products(m);
+#endif
+}
+
+}  // namespace ajour::bindings

@@ -1,0 +1,179 @@
+// The linear ops on the CPU: packed forms and products.
+#include "bindings/bindings.h"
+#include "cpu/bitmap_expand.h"
+#include "cpu/bitmap_linear.h"
+#include "cpu/block_linear.h"
+#include "cpu/chunked_linear.h"
+#include "cpu/dense_panels.h"
+#include "cpu/isa.h"
+#include "cpu/nm_expand.h"
+#include "cpu/nm_linear.h"
+#include "layout/bitmap.h"
+#include "layout/bitmap_rows.h"
+#include "layout/block.h"
+#include "layout/block_panels.h"
+#include "layout/chunked_rows.h"
+#include "layout/nm.h"
+#include "layout/nm_panels.h"
+#include "memory/check.h"
+
+namespace ajour::bindings {
+namespace {
+
+// nm_linear on the CPU: N:M panels and the products that read them.
+void bind_nm_linear(py::module_& m) {
+  py::class_<NMPanels>(m, "NMPanels")
+      .def(py::init(&nm_panels))
+      .def_readonly("values", &NMPanels::values)
+      .def_readonly("code_bytes", &NMPanels::code_bytes);
+  m.def(
+      "pack_nm_panels",
+      [](const NMPanels& layout, Address values, Address positions, Address panels, Address codes) {
+        pack_nm_panels(layout, at(values), at<uint8_t>(positions), at(panels), at<uint8_t>(codes));
+      },
+      Unlocked());
+  m.def(
+      "unpack_nm_panels",
+      [](const NMPanels& layout, Address panels, Address codes, Address values, Address positions) {
+        unpack_nm_panels(layout, at(panels), at<uint8_t>(codes), at(values), at<uint8_t>(positions));
+      },
+      Unlocked());
+  m.def(
+      "nm_expand",
+      [](const NMPanels& layout, Address panels, Address codes, Address weight) {
+        cpu::nm_expand({layout, at(panels), at<uint8_t>(codes), at(weight)});
+      },
+      Unlocked());
+  m.def(
+      "nm_linear",
+      [](const NMPanels& layout, Address panels, Address codes, Address x, int64_t rows, int64_t x_stride, Address bias,
+         Address residual, Address y, int type, int activation) {
+        cpu::nm_linear({layout, at(panels), at<uint8_t>(codes), at(x), rows, x_stride, at(bias), at(residual), at(y),
+                        static_cast<cpu::FloatType>(type), activation});
+      },
+      Unlocked());
+  // y = x @ w.T for a packed dense weight: a control, for benchmarks only.
+  m.def(
+      "_dense_panels",
+      [](Address weight, Address x, Address y, int64_t rows, int64_t n, int64_t k, bool bfloat16) {
+        cpu::dense_panels({at(weight), at(x), at(y), rows, n, k, bfloat16});
+      },
+      Unlocked());
+}
+
+// The CPU kernel of block_linear and its packed order.
+void bind_block_linear(py::module_& m) {
+  m.def("block_panels_sizes", [](const BlockLayout& block, int64_t n, int64_t k, int64_t live, int itemsize) {
+    const BlockPanels panels = block_panels(block, n, k, live, itemsize);
+    return py::make_tuple(block_panels_values(block, n, live, itemsize), block_panels_index_size(panels));
+  });
+  m.def(
+      "pack_block_panels",
+      [](const BlockLayout& block, const WeightView& w, const BlockTensors& tensors, Address values, Address index) {
+        pack_block_panels(block_panels(block, w.n, w.k, tensors.live, w.itemsize), tensors, w.itemsize, at(values),
+                          at<int32_t>(index));
+      },
+      Unlocked());
+  m.def(
+      "unpack_block_panels",
+      [](Address values, Address index, int itemsize, const BlockTensors& tensors) {
+        unpack_block_panels(read_block_panels(at<int32_t>(index), itemsize), at(values), itemsize, tensors);
+      },
+      Unlocked());
+  m.def(
+      "block_linear",
+      [](Address values, Address index, int dtype, Address x, int64_t m, int64_t x_stride, Address bias,
+         Address residual, int activation, Address y) {
+        const BlockPanels panels = read_block_panels(at<int32_t>(index), dtype == 0 ? 4 : 2);
+        cpu::block_linear({panels, at(values), dtype, at(x), m, x_stride, at(bias), at(residual), activation, at(y)});
+      },
+      Unlocked());
+}
+
+// bitmap_linear on the CPU: bitmap rows, decoded for few rows of x or expanded for many.
+void bind_bitmap_rows(py::module_& m) {
+  m.attr("VALUE_TAIL") = kValueTail;
+  py::class_<BitmapRows>(m, "BitmapRows")
+      .def(py::init([](Address values, Address bits, Address starts, int64_t n, int64_t k, int itemsize) {
+        return BitmapRows{at(values), at<uint64_t>(bits), at<int64_t>(starts), n, k, itemsize};
+      }));
+  m.def("pack_bitmap_rows", &pack_bitmap_rows, Unlocked());
+  m.def("unpack_bitmap_rows", &unpack_bitmap_rows, Unlocked());
+  m.def(
+      "bitmap_expand",
+      [](const BitmapRows& rows, int64_t first, int64_t last, Address dense) {
+        cpu::bitmap_expand({first, last, rows.k, rows.itemsize, rows.values, rows.bits, rows.starts, at(dense)});
+      },
+      Unlocked());
+  m.def(
+      "bitmap_linear",
+      [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address bits,
+         Address starts, Address bias, Address residual, int activation, Address y) {
+        bool out_of_memory = false;
+        cpu::bitmap_linear({at(x), x_stride, m, n, k, dtype, at(values), at<uint64_t>(bits), at<int64_t>(starts),
+                            at(bias), at(residual), n, activation, at(y), &out_of_memory});
+        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for a copy of ", m, " rows of x");
+      },
+      Unlocked());
+}
+
+// bitmap_linear on the CPU: chunked rows.
+void bind_chunked_rows(py::module_& m) {
+  m.attr("PANEL_ALIGN") = kPanelAlign;
+  m.def("chunks_of", &chunks_of);
+  m.def("chunk_index_size", &chunk_index_size, Unlocked());
+  m.def(
+      "pack_chunked_rows",
+      [](const BitmapRows& rows, int64_t chunk_count, Address values, Address columns, Address index) {
+        pack_chunked_rows(rows, chunk_count, at(values), at<uint16_t>(columns), at<int64_t>(index));
+      },
+      Unlocked());
+  m.def(
+      "unpack_chunked_rows",
+      [](Address values, Address columns, Address index, const BitmapRows& rows) {
+        unpack_chunked_rows(
+            read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), rows.n, rows.k, rows.itemsize),
+            rows);
+      },
+      Unlocked());
+  m.def(
+      "chunked_linear",
+      [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address columns,
+         Address index, Address bias, Address residual, int activation, Address y) {
+        const ChunkedRows w = read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), n, k, 0);
+        bool out_of_memory = false;
+        cpu::chunked_linear({at(x),
+                             x_stride,
+                             m,
+                             n,
+                             k,
+                             dtype,
+                             w.values,
+                             w.columns,
+                             w.visits,
+                             w.cells,
+                             w.panels,
+                             w.panel_count,
+                             w.chunk_count,
+                             w.chunk_columns(),
+                             at(bias),
+                             at(residual),
+                             n,
+                             activation,
+                             at(y),
+                             &out_of_memory});
+        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for the sums of ", n, " out features");
+      },
+      Unlocked());
+}
+
+}  // namespace
+
+void bind_linear(py::module_& m) {
+  bind_nm_linear(m);
+  bind_block_linear(m);
+  bind_bitmap_rows(m);
+  bind_chunked_rows(m);
+}
+
+}  // namespace ajour::bindings

@@ -1,0 +1,35 @@
+// The decode kernels: linear layers with a sparse weight for 1 to 64 rows of x, bound by the bytes of the weight.
+#pragma once
+#include "layout/bitmap_slabs.h"
+#include "layout/decode_shape.h"
+#include "layout/nm_slabs.h"
+
+namespace ajour::cuda {
+
+// y: [m, n] = activation(x: [m, k] @ w.T + bias: [n]) + residual: [m, n], in 16-bit floats; by value to the kernel.
+struct DecodeCall {
+  const uint8_t* slabs;
+  const int32_t* index;  // where slabs begin, in units of 16 bytes; null if all have one size
+  const uint16_t* x;     // rows x_stride elements apart
+  int64_t x_stride;
+  bool whole_chunks;         // rows of x are aligned to 16 bytes
+  const uint16_t* bias;      // or null
+  const uint16_t* residual;  // or null
+  uint16_t* y;
+  uint8_t* scratch;  // shape.scratch_bytes, its counters zero
+  int m, n, k;
+  int activation;  // as in terms/problem.py: none, relu, gelu, gelu_tanh, silu
+  DecodeShape shape;
+};
+
+// The processors and the shared memory of a device. Throws KernelError.
+DeviceLimits device_limits(int device);
+
+// All launch on `stream` of `device` and return; safe while a graph is captured. The slabs must be aligned to 16 bytes.
+// Throw KernelError if CUDA refuses.
+void nm_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
+// The part of nm_decode that is not 2:4.
+void placed_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
+void bitmap_decode(const DecodeCall& call, bool bfloat16, int device, void* stream);
+
+}  // namespace ajour::cuda

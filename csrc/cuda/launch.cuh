@@ -1,0 +1,85 @@
+// How a decode kernel is started.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+
+#include "cuda/stripe_linear.cuh"
+#include "memory/check.h"
+
+namespace ajour::cuda {
+
+inline void check(cudaError_t result, const char* what) {
+  if (result == cudaSuccess) return;
+  cudaGetLastError();  // it was told; the next call starts afresh
+  refuse<KernelError>(what, ": ", cudaGetErrorString(result));
+}
+
+// Makes a device current, and the one before again at the end.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    changed_ = before_ != device;
+    if (changed_) check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// Four warps; 255 registers for each thread leave room for two blocks.
+template <class Decoder, Float16Kind Kind, int TOKENS>
+__global__ void __launch_bounds__(kDecodeWarps* kWarp, 2) stripe_linear(const __grid_constant__ Decoder decoder,
+                                                                        const __grid_constant__ DecodeCall call) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  StripeLinear<Decoder, Kind, TOKENS>(decoder, call, shared).run();
+}
+
+template <class Decoder, Float16Kind Kind, int TOKENS>
+void start(const Decoder& decoder, const DecodeCall& call, int device, cudaStream_t stream) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> allowed[kDevices];  // bytes of shared memory that each device was told to allow
+  const auto kernel = &stripe_linear<Decoder, Kind, TOKENS>;
+  const int shared = int(call.shape.shared_bytes);
+  const OnDevice on(device);
+  if (device >= kDevices || allowed[device].load(std::memory_order_relaxed) < shared) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+    if (device < kDevices) allowed[device].store(shared, std::memory_order_relaxed);
+  }
+  if (call.shape.scratch_bytes) {
+    check(cudaMemsetAsync(call.scratch, 0, size_t(call.shape.counter_bytes()), stream), "cudaMemsetAsync");
+  }
+  kernel<<<unsigned(call.shape.stripes.stripes), kDecodeWarps * kWarp, size_t(shared), stream>>>(decoder, call);
+  check(cudaGetLastError(), "launch of a decode kernel");
+}
+
+template <class Decoder, Float16Kind Kind>
+void start(const Decoder& decoder, const DecodeCall& call, int device, cudaStream_t stream) {
+  switch (call.shape.tokens) {
+    case 8:
+      return start<Decoder, Kind, 8>(decoder, call, device, stream);
+    case 16:
+      return start<Decoder, Kind, 16>(decoder, call, device, stream);
+    case 32:
+      return start<Decoder, Kind, 32>(decoder, call, device, stream);
+    default:
+      return start<Decoder, Kind, 64>(decoder, call, device, stream);
+  }
+}
+
+template <class Decoder>
+void start(const Decoder& decoder, const DecodeCall& call, bool bfloat16, int device, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (bfloat16) {
+    start<Decoder, Float16Kind::bfloat16>(decoder, call, device, on);
+  } else {
+    start<Decoder, Float16Kind::float16>(decoder, call, device, on);
+  }
+}
+
+}  // namespace ajour::cuda

@@ -1,0 +1,267 @@
+// The decode kernel's skeleton: each block walks its stripe of the work, slabs and x flow through a ring of stages in
+// shared memory, warps multiply, and what stripes share is summed in a fixed order. A decoder says how a slab becomes
+// operands:
+//   kColumns            columns of a slab
+//   kSkipsInHardware    whether products with x's elements at zeros of the weight are never made
+//   kIndexed            whether where a slab lies must be read from memory
+//   Extent extent(call, i)                           where slab i lies
+//   int place(row, chunk)                            where an 8-column chunk of x stands in its row of shared memory
+//   multiply<Kind, TOKENS>(slab, x, lane, sums)      sums += slab @ x.T
+//   float exact<Kind>(call, row, token)              one output, product by product over the stored places
+#pragma once
+#include "cuda/tile.cuh"
+
+namespace ajour::cuda {
+
+struct Extent {
+  int begin;  // in units of 16 bytes
+  int bytes;
+};
+
+// A tile of x in shared memory, as one warp sees it.
+struct XTile {
+  const uint8_t* data;
+  int row_chunks;   // chunks of 8 columns in a row
+  int first_chunk;  // of the warp's slab
+
+  template <class Decoder>
+  __device__ __forceinline__ const uint8_t* chunk(int row, int chunk) const {
+    return data + (row * row_chunks + Decoder::place(row, first_chunk + chunk)) * 16;
+  }
+};
+
+template <class Decoder, Float16Kind Kind, int TOKENS>
+class StripeLinear {
+  static constexpr int kWarpsN = decode_warps_n(TOKENS), kWarpsK = decode_warps_k(TOKENS);
+  static constexpr int kThreads = kDecodeWarps * kWarp;
+  static constexpr int kStepColumns = Decoder::kColumns * kWarpsK;
+  static constexpr int kRowChunks = kStepColumns / 8;
+
+ public:
+  __device__ __forceinline__ StripeLinear(const Decoder& decoder, const DecodeCall& call, uint8_t* shared)
+      : decoder_(decoder),
+        call_(call),
+        stripes_(call.shape.stripes),
+        warp_(threadIdx.x / kWarp),
+        lane_(threadIdx.x % kWarp),
+        warp_n_(warp_ / kWarpsK),
+        warp_k_(warp_ % kWarpsK),
+        panels_((call.n + kSlabRows - 1) / kSlabRows),
+        slabs_((call.k + Decoder::kColumns - 1) / Decoder::kColumns),
+        steps_(stripes_.steps),
+        barriers_(reinterpret_cast<uint64_t*>(shared)),
+        last_(reinterpret_cast<int*>(shared + kMaxStages * 8)),
+        sums_(reinterpret_cast<float*>(shared + DecodeShape::barrier_bytes())),
+        stages_(shared + DecodeShape::barrier_bytes() + call.shape.sum_bytes) {}
+
+  __device__ __forceinline__ void run() {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < call_.shape.stages; ++i) {
+        ptx::barrier_init(barriers_ + i, kThreads + (ptx::kBulk ? kDecodeWarps : 0));
+      }
+      ptx::barrier_init_done();
+    }
+    __syncthreads();
+    const int begin = stripes_.begin(blockIdx.x);
+    tile_ = fetch_tile_ = begin / steps_;
+    fetch_step_ = begin % steps_;
+    if (Decoder::kIndexed) ahead_ = extent(fetch_tile_, fetch_step_);
+    left_ = stripes_.begin(blockIdx.x + 1) - begin;
+    int first = fetch_step_;
+#pragma unroll 1
+    for (int i = 0; i < min(call_.shape.stages - 1, left_); ++i) fetch(i);
+    for (; left_ > 0; ++tile_) {
+      const int steps = min(left_, steps_ - first), left_after = left_ - steps;
+      sum_.clear();
+#pragma unroll 1
+      while (left_ > left_after) multiply_next();
+      finish_tile(steps == steps_);
+      first = 0;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int panel(int tile) const { return tile * kWarpsN + warp_n_; }
+  __device__ __forceinline__ int slab(int step) const { return step * kWarpsK + warp_k_; }
+  // A warp beyond the last panel or slab takes the slab of zeros that follows them all: a branch around the products
+  // would hold all sums in registers twice.
+  __device__ __forceinline__ Extent extent(int tile, int step) const {
+    const bool live = panel(tile) < panels_ && slab(step) < slabs_;
+    return decoder_.extent(call_, live ? panel(tile) * slabs_ + slab(step) : panels_ * slabs_);
+  }
+  __device__ __forceinline__ uint8_t* x_of(int slot) const { return stages_ + slot * call_.shape.stage_bytes(); }
+  __device__ __forceinline__ uint8_t* slab_of(int slot) const {
+    return x_of(slot) + call_.shape.x_bytes + warp_ * call_.shape.room;
+  }
+
+  // Starts the copies of the next step into a slot; every warp brings its own slab, all bring x.
+  __device__ __forceinline__ void fetch(int slot) {
+    uint64_t* barrier = barriers_ + slot;
+    const Extent now = Decoder::kIndexed ? ahead_ : extent(fetch_tile_, fetch_step_);
+    const uint8_t* from = call_.slabs + int64_t(now.begin) * kSlabAlign;
+    if (ptx::kBulk) {
+      if (lane_ == 0) {
+        ptx::arrive_expecting(barrier, now.bytes);
+        ptx::copy_bulk(slab_of(slot), from, now.bytes, barrier);
+      }
+    } else {
+      uint8_t* to = slab_of(slot);
+      for (int i = lane_ * 16; i < now.bytes; i += kWarp * 16) {
+        ptx::copy_16(to + i, from + i, 16);
+      }
+    }
+    fetch_x(x_of(slot), fetch_step_ * kStepColumns);
+    ptx::arrive_with_copies(barrier);
+    if (++fetch_step_ == steps_) {
+      fetch_step_ = 0;
+      ++fetch_tile_;
+    }
+    if (Decoder::kIndexed) ahead_ = extent(fetch_tile_, fetch_step_);  // read a step before it is needed
+  }
+
+  __device__ __forceinline__ void fetch_x(uint8_t* tile, int first_column) {
+    constexpr int kRowsAtOnce = kThreads / kRowChunks;
+    const int chunk = threadIdx.x % kRowChunks, column = first_column + chunk * 8, left = call_.k - column;
+    const int valid = left < 0 ? 0 : left > 8 ? 8 : left;
+#pragma unroll 1
+    for (int row = threadIdx.x / kRowChunks; row < TOKENS; row += kRowsAtOnce) {
+      uint8_t* to = tile + (row * kRowChunks + Decoder::place(row, chunk)) * 16;
+      const int inside = row < call_.m ? valid : 0;
+      const uint16_t* from = call_.x + (inside ? row * call_.x_stride + column : 0);
+      if (call_.whole_chunks) {
+        ptx::copy_16(to, from, inside * 2);
+      } else {
+#pragma unroll 1
+        for (int e = 0; e < 8; ++e) reinterpret_cast<uint16_t*>(to)[e] = e < inside ? from[e] : uint16_t(0);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply_next() {
+    __syncthreads();  // everyone is done with the slot that is filled next
+    const int stages = call_.shape.stages;
+    if (left_ >= stages) fetch(slot_ ? slot_ - 1 : stages - 1);
+    ptx::barrier_wait(barriers_ + slot_, parity_);
+    const XTile x{x_of(slot_), kRowChunks, warp_k_ * (Decoder::kColumns / 8)};
+    decoder_.template multiply<Kind, TOKENS>(slab_of(slot_), x, lane_, sum_);
+    --left_;
+    if (++slot_ == stages) {
+      slot_ = 0;
+      parity_ ^= 1;
+    }
+  }
+
+  // Where the warps of one panel add up, and finish.
+  __device__ __forceinline__ float* room() const {
+    constexpr int kRows = kWarpsK > 1 ? (kWarpsK - 1) * kSlabRows : kFragmentRows;
+    return sums_ + warp_n_ * kRows * TOKENS;
+  }
+
+  // The sums of the warps with warp_k_ == 0 become those of all warps, in the order of the slabs.
+  __device__ __forceinline__ void add_warps() {
+    if (kWarpsK == 1) return;
+    constexpr int kFloats = kSlabRows * TOKENS;
+    if (warp_k_) sum_.store(room() + (warp_k_ - 1) * kFloats, lane_);
+    __syncthreads();
+    if (warp_k_) return;
+    for (int k = 0; k < kWarpsK - 1; ++k) {
+      sum_.add(room() + k * kFloats, lane_, [](const float4* at) { return *at; });
+    }
+    __syncwarp();  // the room is written again
+  }
+
+  __device__ __forceinline__ void finish_tile(bool whole) {
+    add_warps();
+    if (!whole && !is_last()) return;
+    if (warp_k_ || panel(tile_) >= panels_) return;
+    if (!whole) add_stripes();
+    write();
+  }
+
+  __device__ __forceinline__ float* part(int stripe) const {
+    float* parts = reinterpret_cast<float*>(call_.scratch + call_.shape.counter_bytes());
+    return parts + stripes_.place(stripe, tile_) * call_.shape.part_floats() + warp_n_ * kSlabRows * TOKENS;
+  }
+
+  // Leaves this stripe's part of the tile for whoever arrives last; says whether that is this block.
+  __device__ __forceinline__ bool is_last() {
+    if (!warp_k_) {
+      sum_.store(part(blockIdx.x), lane_);
+      __threadfence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      const unsigned parts = stripes_.last_holder(tile_) - stripes_.first_holder(tile_) + 1;
+      *last_ = atomicAdd(reinterpret_cast<unsigned*>(call_.scratch) + tile_, 1u) + 1 == parts;
+      __threadfence();
+    }
+    __syncthreads();
+    return *last_;
+  }
+
+  __device__ __forceinline__ void add_stripes() {
+    sum_.clear();
+    const int last = stripes_.last_holder(tile_);
+    for (int stripe = stripes_.first_holder(tile_); stripe <= last; ++stripe) {
+      sum_.add(part(stripe), lane_, [](const float4* at) { return __ldcg(at); });
+    }
+  }
+
+  __device__ __forceinline__ int row_of(int fragment, int element) const {
+    return panel(tile_) * kSlabRows + fragment * kFragmentRows + lane_ / 4 + element / 2 * 8;
+  }
+  __device__ __forceinline__ int token_of(int tile, int element) const { return tile * 8 + lane_ % 4 * 2 + element % 2; }
+
+  // One fragment after the other moves to the front, and through shared memory, as registers can't be indexed: a single
+  // copy of the epilogue, without which 64 tokens spill.
+  __device__ __forceinline__ void write() {
+    constexpr int kValues = TOKENS / 8 * 4;  // of a lane in a fragment
+    float* mine = room() + lane_;
+    bool lost = false;
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) mine[i * kWarp] = sum_.value[f][i / 4][i % 4];
+#pragma unroll 1
+      for (int i = 0; i < kValues; ++i) {
+        const float sum = mine[i * kWarp];
+        if (row_of(f, i % 4) < call_.n && token_of(i / 4, i % 4) < call_.m) {
+          finish<Kind>(call_, sum, row_of(f, i % 4), token_of(i / 4, i % 4));
+          lost |= sum != sum;
+        }
+      }
+    }
+    if (!Decoder::kSkipsInHardware && lost) mend();
+  }
+
+  // Inf or NaN of x met a zero of the weight, whose product does not count: those outputs are summed anew.
+  __device__ __forceinline__ void mend() {
+#pragma unroll 1
+    for (int i = 0; i < kFragments * (TOKENS / 8) * 4; ++i) {
+      const int row = row_of(i / (TOKENS / 8 * 4), i % 4);
+      const int token = token_of(i / 4 % (TOKENS / 8), i % 4);
+      if (row >= call_.n || token >= call_.m) continue;
+      const float known = ptx::to_float<Kind>(call_.y[int64_t(token) * call_.n + row]);
+      if (known != known) finish<Kind>(call_, decoder_.template exact<Kind>(call_, row, token), row, token);
+    }
+  }
+
+  const Decoder& decoder_;
+  const DecodeCall& call_;
+  const Stripes stripes_;
+  const int warp_, lane_, warp_n_, warp_k_;
+  const int panels_, slabs_, steps_;
+  uint64_t* const barriers_;
+  int* const last_;
+  float* const sums_;
+  uint8_t* const stages_;
+  int left_ = 0;                         // steps of the stripe, with the one that is multiplied
+  int tile_ = 0;                         // of that step
+  int slot_ = 0;                         // where it lies
+  uint32_t parity_ = 0;                  // of the slot's barrier
+  int fetch_tile_ = 0, fetch_step_ = 0;  // what is fetched next
+  Extent ahead_{};  // of what is fetched next
+  Sums<TOKENS> sum_;
+};
+
+}  // namespace ajour::cuda

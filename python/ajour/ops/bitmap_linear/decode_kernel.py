@@ -1,0 +1,103 @@
+"""bitmap_linear for 1 to 64 rows on a GPU, at the speed of memory: slabs in the order of the tensor cores, in CUDA.
+
+Packed order "bitmap_slabs" (csrc/layout/bitmap_slabs.h): the slabs as words of the weight's dtype, int32 index, and a
+uint8 tensor of zeros as large as the largest slab, whose size the host reads without waiting for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ajour._native import native
+from ajour.formats.bitmap import BitmapMatrix
+from ajour.memory import on_host
+from ajour.ops import decode
+from ajour.terms.kernel import Kernel
+from ajour.terms.pattern import Pattern
+from ajour.terms.row_table import RowEntry
+
+_COLUMNS = 64  # of a slab
+_UNIT = 16  # bytes in which the index counts
+
+
+@cache
+def slabs_of(n: int, k: int) -> Any:
+    """The BitmapSlabs of a weight."""
+    return native.BitmapSlabs(n, k)
+
+
+def _lend(values: Tensor, bitmaps: Tensor, offsets: Tensor) -> Any:
+    return native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())
+
+
+def _prepack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
+    layout = slabs_of(*matrix.shape)
+    values, bitmaps, offsets = (on_host(t) for t in matrix.tensors().values())
+    tensors = _lend(values, bitmaps, offsets)
+    index = torch.empty(layout.count + 2, dtype=torch.int32)
+    largest = native.index_bitmap_slabs(layout, tensors, index.data_ptr())
+    slabs = torch.empty(int(index[-1]) * _UNIT, dtype=torch.uint8)
+    native.pack_bitmap_slabs(layout, tensors, index.data_ptr(), slabs.data_ptr())
+    room = torch.zeros(largest, dtype=torch.uint8)
+    return [t.to(matrix.device) for t in (slabs.view(values.dtype), index, room)]
+
+
+def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
+    n, k = shape
+    slabs, index = on_host(packed[0]), on_host(packed[1])
+    layout, tile_rows, tile_cols = slabs_of(n, k), -(-n // 8), -(-k // 8)
+    nonzeros = native.count_bitmap_slabs(layout, slabs.data_ptr(), index.data_ptr())
+    tensors = {
+        "values": torch.empty(nonzeros, dtype=slabs.dtype),
+        "bitmaps": torch.empty(tile_rows, tile_cols, dtype=torch.int64),
+        "offsets": torch.empty(tile_rows * -(-tile_cols // 8) + 1, dtype=torch.int32),
+    }
+    native.unpack_bitmap_slabs(layout, slabs.data_ptr(), index.data_ptr(), _lend(*tensors.values()))
+    return BitmapMatrix({name: t.to(packed[0].device) for name, t in tensors.items()}, pattern, shape)
+
+
+def _run(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    slabs, index, room = packed
+    n, k = entry.n, entry.k
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    m, device = x.shape[0], x.device.index
+    shape = decode.shape_of(decode.tokens_of(m), n, k, _COLUMNS, room.shape[0], entry.config, device)
+    y = x.new_empty(m, n)
+    scratch = x.new_empty(shape.scratch_bytes // 2) if shape.scratch_bytes else None
+    native.bitmap_decode(
+        slabs_of(n, k),
+        slabs.data_ptr(),
+        index.data_ptr(),
+        shape,
+        x.data_ptr(),
+        x.stride(0),
+        m,
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        y.data_ptr(),
+        0 if scratch is None else scratch.data_ptr(),
+        entry.dtype == "bfloat16",
+        decode.ACTIVATION_CODES[activation],
+        device,
+        decode.stream_of(device),
+    )
+    return y
+
+
+KERNEL = Kernel(
+    name="cuda_decode",
+    packing="bitmap_slabs",
+    why_not=decode.why_not,
+    prepack=_prepack,
+    unpack=_unpack,
+    run=_run,
+    configs=decode.configs,
+)

@@ -1,0 +1,84 @@
+"""What the decode kernels of all ops share: which problems they take, how they are laid over a device, and one call."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import torch
+
+from ajour._native import HAS_CUDA, native
+from ajour.terms.errors import KernelError
+from ajour.terms.problem import ACTIVATIONS, Problem
+
+ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+MOST_ROWS: int = native.DECODE_ROWS
+_CONFIG = re.compile(r"c(\d+) s(\d+)")
+_DEFAULT = "c2 s4"
+# bytes of shared memory that a block may use, by compute capability
+_BLOCK_SHARED = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
+_LEAST_SHARED = 99 << 10
+
+
+def why_not(problem: Problem) -> str | None:
+    """None if the problem is one for decoding on this build and this device, else the reason."""
+    if problem.device != "cuda":
+        return f"it runs on CUDA, this layer is on {problem.device}"
+    if not HAS_CUDA:
+        return "ajour was built without CUDA; build it where nvcc is found, with AJOUR_CUDA=ON"
+    if problem.dtype not in ("bfloat16", "float16"):
+        return f"it takes bfloat16 and float16, this layer is {problem.dtype}"
+    if problem.m > MOST_ROWS:
+        return f"it takes 1 to {MOST_ROWS} rows, these are {problem.m} rows"
+    if problem.capability is not None and problem.capability < (8, 0):
+        found = ".".join(map(str, problem.capability))
+        return f"it needs compute capability 8.0, this device has {found}"
+    return None
+
+
+def configs(problem: Problem) -> tuple[str, ...]:
+    """"c2 s4": two blocks on a multiprocessor, at most four stages in flight; the likely best one first."""
+    return (_DEFAULT, "c1 s8", "c1 s4", "c3 s3", "c2 s3")
+
+
+@cache
+def parse_config(config: str) -> tuple[int, int]:
+    """Blocks on a multiprocessor, stages; the empty string is the default. Raises KernelError."""
+    found = _CONFIG.fullmatch(config or _DEFAULT)
+    if found is None:
+        raise KernelError(f"{config!r} is no decode configuration; expected something like {_DEFAULT!r}")
+    return int(found[1]), int(found[2])
+
+
+def why_no_room(problem: Problem, columns: int, room: int) -> str | None:
+    """None if two slabs for each warp fit this device's shared memory, else the reason."""
+    shared = _BLOCK_SHARED.get(problem.capability or (9, 0), _LEAST_SHARED)
+    limits = native.DeviceLimits(1, shared, shared + 1024)
+    try:
+        native.DecodeShape(problem.m, problem.n, problem.k, columns, room, limits, 1, 2)
+    except KernelError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _limits(device: int) -> Any:
+    return native.device_limits(device)
+
+
+@cache
+def shape_of(tokens: int, n: int, k: int, columns: int, room: int, config: str, device: int) -> Any:
+    """The DecodeShape for up to `tokens` rows, remembered: it is the same in every call of a layer."""
+    return native.DecodeShape(tokens, n, k, columns, room, _limits(device), *parse_config(config))
+
+
+def tokens_of(m: int) -> int:
+    """The rows of the tile that m rows of x fill."""
+    return 8 if m <= 8 else 16 if m <= 16 else 32 if m <= 32 else 64
+
+
+def stream_of(device: int) -> int:
+    """The current stream of a device, as its address."""
+    address: int = torch._C._cuda_getCurrentRawStream(device)
+    return address

@@ -1,0 +1,103 @@
+"""nm_linear for 1 to 64 rows on a GPU, at the speed of memory: slabs in the order of the tensor cores, in CUDA.
+
+2:4 goes through the sparse tensor cores. Other patterns with a group of 4, 8, 16 or 32 are expanded in registers; they
+gain by their bytes. Packed order "nm_slabs": one uint8 tensor (csrc/layout/nm_slabs.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ajour._native import native
+from ajour.formats.nm import NMMatrix
+from ajour.memory import on_host
+from ajour.ops import decode
+from ajour.terms.kernel import Kernel
+from ajour.terms.pattern import NM, Pattern
+from ajour.terms.problem import Problem
+from ajour.terms.row_table import RowEntry
+
+GROUPS = (4, 8, 16, 32)
+
+
+@cache
+def slabs_of(pattern: Pattern, n: int, k: int) -> Any:
+    """The NMSlabs of a weight."""
+    assert isinstance(pattern, NM)
+    return native.NMSlabs(n, k, pattern.keep, pattern.group)
+
+
+def _why_not(problem: Problem) -> str | None:
+    assert isinstance(problem.pattern, NM)
+    if problem.pattern.group not in GROUPS:
+        return f"it takes groups of 4, 8, 16 and 32, this pattern is {problem.pattern}"
+    if refusal := decode.why_not(problem):
+        return refusal
+    layout = slabs_of(problem.pattern, problem.n, problem.k)
+    return decode.why_no_room(problem, layout.columns, layout.slab_bytes)
+
+
+def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
+    layout = slabs_of(matrix.pattern, *matrix.shape)
+    values, positions = (on_host(t) for t in matrix.tensors().values())
+    slabs = torch.empty(layout.bytes, dtype=torch.uint8)
+    native.pack_nm_slabs(layout, values.data_ptr(), positions.data_ptr(), slabs.data_ptr())
+    return [slabs.view(values.dtype).to(matrix.device)]
+
+
+def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> NMMatrix:
+    assert isinstance(pattern, NM)
+    slabs, (n, k) = on_host(packed[0]), shape
+    canonical = native.NMLayout(pattern.keep, pattern.group)
+    values = torch.empty(n, canonical.kept(k), dtype=slabs.dtype)
+    positions = torch.empty(n, canonical.position_bytes(k), dtype=torch.uint8)
+    layout = slabs_of(pattern, n, k)
+    native.unpack_nm_slabs(layout, slabs.data_ptr(), values.data_ptr(), positions.data_ptr())
+    device = packed[0].device
+    return NMMatrix({"values": values.to(device), "positions": positions.to(device)}, pattern, shape)
+
+
+def _run(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    slabs, n, k = packed[0], entry.n, entry.k
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    m, device = x.shape[0], x.device.index
+    layout = slabs_of(entry.pattern, n, k)
+    shape = decode.shape_of(decode.tokens_of(m), n, k, layout.columns, layout.slab_bytes, entry.config, device)
+    y = x.new_empty(m, n)
+    scratch = x.new_empty(shape.scratch_bytes // 2) if shape.scratch_bytes else None
+    native.nm_decode(
+        layout,
+        slabs.data_ptr(),
+        shape,
+        x.data_ptr(),
+        x.stride(0),
+        m,
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        y.data_ptr(),
+        0 if scratch is None else scratch.data_ptr(),
+        entry.dtype == "bfloat16",
+        decode.ACTIVATION_CODES[activation],
+        device,
+        decode.stream_of(device),
+    )
+    return y
+
+
+KERNEL = Kernel(
+    name="cuda_decode",
+    packing="nm_slabs",
+    why_not=_why_not,
+    prepack=_prepack,
+    unpack=_unpack,
+    run=_run,
+    configs=decode.configs,
+)

@@ -1,0 +1,85 @@
+"""Runs the decode kernels' own device code on the CPU (tests/emulator): threads as fibers, instructions after PTX's tables."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ajour.formats import BitmapMatrix, NMMatrix
+from ajour.ops.bitmap_linear import decode_kernel as bitmap_kernel
+from ajour.ops.nm_linear import decode_kernel as nm_kernel
+from ajour.terms.pattern import NM
+from ajour.terms.problem import ACTIVATIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [
+    *(ROOT / "tests" / "emulator" / name for name in ("decode.cpp", "block.cpp")),
+    *(ROOT / "csrc" / name for name in ("layout/decode_shape.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")),
+]
+FLAGS = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-ldl"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The device that is emulated, and how a kernel is laid over it. bulk: copies as on sm_90, else as on sm_80."""
+
+    bulk: bool = True
+    processors: int = 2
+    shared: int = 200 << 10
+    blocks: int = 1
+    stages: int = 3
+    seed: int = 0
+    x_offset: int = 0  # elements by which x is off a multiple of 16 bytes
+
+
+def build(folder: Path) -> Path:
+    """Compiles the emulator with the kernels' headers."""
+    compiler = shutil.which("c++") or "g++"
+    program = folder / "decode"
+    includes = [f"-I{ROOT / 'tests' / 'emulator'}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([compiler, *includes, *map(str, SOURCES), *FLAGS, "-o", str(program)], check=True)
+    return program
+
+
+def decode(
+    program: Path,
+    folder: Path,
+    matrix: NMMatrix | BitmapMatrix,
+    x: Tensor,
+    launch: Launch,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> tuple[Tensor, str]:
+    """y: [m, n] = activation(x: [m, k] @ matrix.T + bias) + residual by the emulated kernel, and what it says of itself."""
+    (n, k), m = matrix.shape, x.shape[0]
+    bitmap = isinstance(matrix, BitmapMatrix)
+    packed = (bitmap_kernel if bitmap else nm_kernel).KERNEL.prepack(matrix, "")
+    pattern = matrix.pattern if isinstance(matrix.pattern, NM) else NM(1, 4)
+    index = packed[1] if bitmap else torch.empty(0, dtype=torch.int32)
+    room = packed[2].numel() if bitmap else nm_kernel.slabs_of(pattern, n, k).slab_bytes
+    values = (
+        int(bitmap), m, n, k, pattern.keep, pattern.group, int(x.dtype == torch.bfloat16),
+        ACTIVATIONS.index(activation), int(launch.bulk), launch.processors, launch.shared, launch.blocks, launch.stages,
+        launch.seed, x.stride(0), packed[0].nbytes, index.numel(), room, int(bias is not None),
+        int(residual is not None), launch.x_offset,
+    )  # fmt: skip
+    strided = torch.as_strided(x, ((m - 1) * x.stride(0) + k,), (1,))
+    tensors = [packed[0], index, strided, *(t for t in (bias, residual) if t is not None)]
+    problem, result = folder / "problem", folder / "result"
+    problem.write_bytes(struct.pack(f"{len(values)}q", *values) + b"".join(map(raw, tensors)))
+    done = subprocess.run([program, problem, result], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    y = torch.frombuffer(bytearray(result.read_bytes()), dtype=torch.int16).view(x.dtype).view(m, n)
+    return y, done.stdout
+
+
+def raw(t: Tensor) -> bytes:
+    """The tensor's memory."""
+    return t.contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b""
