@@ -190,7 +190,7 @@ def _train(asked: argparse.Namespace, device: torch.device, threads: list[int], 
             threads=threads,
             dtypes=_dtypes(asked, device),
             device=device,
-            seconds=asked.seconds,
+            seconds=0.002 if asked.smoke else max(asked.seconds, 3.0),
             smoke=asked.smoke,
             only=asked.only,
         )

@@ -16,8 +16,8 @@ from benchmarks.results import Result
 Row = dict[str, Any]
 # what a row was measured on; everything else in it is what was measured
 KEYS = (
-    "op", "model", "optimizer", "storage", "product", "pattern", "density", "mask", "kernel", "config", "shape", "m",
-    "n", "k", "batch", "tokens", "parameters", "gradients", "dtype", "mode", "threads",
+    "op", "model", "product", "pattern", "density", "mask", "kernel", "config", "shape", "m",
+    "n", "k", "batch", "tokens", "dtype", "mode", "threads",
 )  # fmt: skip
 FACTS = ("name", "sm", "cpu", "torch", "triton", "cuda", "driver", "power_limit", "clocks")
 

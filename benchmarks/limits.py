@@ -32,6 +32,13 @@ class Limits:
         """t_empty + max(bytes / bandwidth, flops / rate): no kernel can be faster."""
         return self.empty + max(nbytes / self.bandwidth, flops / self.rate)
 
+    def best(self, other: Limits | None) -> Limits:
+        """The better of both: other programs only ever make a device look slower."""
+        if other is None:
+            return self
+        bandwidth, rate = max(self.bandwidth, other.bandwidth), max(self.rate, other.rate)
+        return Limits(bandwidth, rate, min(self.empty, other.empty))
+
 
 def measured(dtype: torch.dtype, device: torch.device, timer: Timer, *, smoke: bool = False) -> Limits:
     """The limits of this device with torch's present threads, from the p20 of the rounds: others only disturb."""

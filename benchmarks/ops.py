@@ -61,11 +61,11 @@ def run(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
         for threads in settings.threads:
             torch.set_num_threads(threads)
             for dtype in settings.dtypes:
-                limits = {
-                    mode: measured(dtype, settings.device, settings.timer(mode), smoke=settings.smoke)
-                    for mode in settings.modes
-                }
+                limits: dict[str, Limits] = {}
                 for name, shape in settings.shapes.items():
+                    for mode in settings.modes:  # anew for each shape, so that one bad moment does not bend them all
+                        found = measured(dtype, settings.device, settings.timer(mode), smoke=settings.smoke)
+                        limits[mode] = found.best(limits.get(mode))
                     yield from _shape(settings, name, shape, dtype, limits)
     finally:
         torch.set_num_threads(before)

@@ -161,7 +161,7 @@ def _train(rows: list[Row], when: str) -> str:
     header = ["optimizer step", "zeros", "dtype", "torch", "ajour", "gain"]
     lines = [
         [
-            " ".join(str(row[name]) for name in ("optimizer", "op", "storage", "gradients") if row.get(name)),
+            " ".join(str(row[name]) for name in ("op", "config") if row.get(name)),
             f"{row.get('pattern', '')}, {1 - row['density']:.0%}" if row.get("density") is not None else "",
             row["dtype"], _ms(row["dense_us"]), _ms(row["sparse_us"]),
             "wrong" if row["speedup"] is None else f"{row['speedup']:.2f}x",

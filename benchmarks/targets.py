@@ -28,8 +28,8 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 }
 # a cell is what rows of several kernels share
 CELL = (
-    "op", "model", "optimizer", "storage", "gradients", "product", "pattern", "density", "mask", "shape", "m", "batch",
-    "tokens", "parameters", "dtype", "mode", "threads",
+    "op", "model", "product", "pattern", "density", "mask", "shape", "m", "batch",
+    "tokens", "dtype", "mode", "threads",
 )  # fmt: skip
 ITEM = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 

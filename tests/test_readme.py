@@ -112,9 +112,9 @@ def test_models_stand_beside_their_best_dense(tmp_path: Path) -> None:
 
 
 def test_optimizers_stand_beside_torch_s(tmp_path: Path) -> None:
-    step = row(op="masked_adamw", optimizer="AdamW", storage="compact", gradients="values", shape=None)
+    step = row(op="masked_adamw", config="compact", shape="84 tensors")
     text = tables(_saved(tmp_path, [step], "train"))
-    assert "| AdamW masked_adamw compact values | block 32x32, 90% | float32 | 0.1 | 0.05 | 2.00x |" in text
+    assert "| masked_adamw compact | block 32x32, 90% | float32 | 0.1 | 0.05 | 2.00x |" in text
 
 
 def test_a_gpu_is_named_with_its_power_and_shown_by_replayed_graphs(tmp_path: Path) -> None:

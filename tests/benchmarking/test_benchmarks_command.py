@@ -49,7 +49,7 @@ def test_the_train_suite_gets_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_
 
     def run(settings: Settings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         seen.append(settings)
-        yield "AdamW, compact", [row(optimizer="AdamW", storage="compact", shape=None)]
+        yield "AdamW, compact", [row(op="masked_adamw", config="compact", shape="84 tensors")]
 
     train = ModuleType("benchmarks.train")
     train.Settings, train.run = Settings, run  # type: ignore[attr-defined]
@@ -58,9 +58,9 @@ def test_the_train_suite_gets_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_
     arguments = ["--smoke", "--dtypes", "float32", "--threads", "1,2", "--only", "compact", "--json", str(path)]
     code, out = run_command("train", *arguments)
     assert code == 0
-    assert "AdamW, compact, cpu: 100.0 → 50.0 µs" in out
-    assert seen == [Settings([1, 2], [torch.float32], CPU, 0.3, True, "compact")]
-    assert json.loads(path.read_text())["rows"][0]["storage"] == "compact"
+    assert "AdamW, compact, cpu compact: 100.0 → 50.0 µs" in out
+    assert seen == [Settings([1, 2], [torch.float32], CPU, 0.002, True, "compact")]
+    assert json.loads(path.read_text())["rows"][0]["config"] == "compact"
 
 
 def test_this_run_is_compared_with_an_older_one(clock: None, tmp_path: Path) -> None:

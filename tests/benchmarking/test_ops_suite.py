@@ -53,6 +53,11 @@ def test_the_limit_is_an_empty_call_and_the_slower_of_bytes_and_products() -> No
     assert limits.us(1000, 20_000) == 13.0
 
 
+def test_of_several_limits_the_best_counts() -> None:
+    assert Limits(10.0, 5.0, 3.0).best(Limits(8.0, 7.0, 2.0)) == Limits(10.0, 7.0, 2.0)
+    assert Limits(10.0, 5.0, 3.0).best(None) == Limits(10.0, 5.0, 3.0)
+
+
 def test_each_row_says_what_was_measured(clock: None) -> None:
     found = [row for _, rows in ops.run(settings(peers=False)) for row in rows]
     assert {row["m"] for row in found} == {1, 16, 128}
