@@ -81,7 +81,7 @@ class Regrow:
             return None
         parameters = whole_parameters(self.optimizer)
         growth = {name: self._growth(name, p) for name, p in parameters.items()}
-        if not any(bool(scores.isfinite().all()) for scores in growth.values()):
+        if not all(bool(scores.isfinite().all()) for scores in growth.values()):
             return None
         self._due = False
         fraction = self.fraction_at(self.count)
