@@ -1,6 +1,6 @@
 """ajour: pruned PyTorch models, run fast, exactly and honestly."""
 
-from ajour import formats, nn
+from ajour import formats, nn, train
 from ajour.conversion import convert, revert
 from ajour.inspection import inspect
 from ajour.io import load, save
@@ -15,5 +15,5 @@ from ajour.verification import verify
 
 __all__ = [
     "inspect", "plan", "convert", "revert", "save", "load", "verify", "prune", "linear",
-    "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "AjourError", "errors",
+    "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "train", "AjourError", "errors",
 ]  # fmt: skip
