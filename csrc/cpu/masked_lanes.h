@@ -25,10 +25,26 @@ AJOUR_INLINE uint32_t lane_mask(const uint8_t* bits, int64_t i, int64_t left) {
   return left > 8 ? uint32_t(p[0]) | uint32_t(p[1]) << 8 : *p;
 }
 
+// Whether some bit is set.
+AJOUR_INLINE bool any_bit(Words w) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)w, (__m512i)w);
+#else
+  uint64_t parts[kLanes / 2], any = 0;
+  memcpy(parts, &w, sizeof w);
+  AJOUR_UNROLL for (uint64_t part : parts) any |= part;
+  return any;
+#endif
+}
+
 // The bits of up to 64 entries from entry i on, a multiple of 64; `left` entries remain.
 AJOUR_INLINE uint64_t mask_word(const uint8_t* bits, int64_t i, int64_t left) {
   uint64_t word = 0;
-  memcpy(&word, bits + i / 8, left >= 64 ? 8 : size_t(left + 7) / 8);
+  if (left >= 64) {
+    memcpy(&word, bits + i / 8, 8);
+  } else {
+    memcpy(&word, bits + i / 8, size_t(left + 7) / 8);
+  }
   return word;
 }
 

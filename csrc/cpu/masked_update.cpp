@@ -10,7 +10,7 @@ namespace {
 template <bool Amsgrad>
 struct AdamW {
   static constexpr int kStates = Amsgrad ? 3 : 2;
-  const AdamWCoefficients& c;
+  AdamWCoefficients c;
 
   AJOUR_INLINE_MEMBER Vec step(Vec w, Vec g, Vec* s) const {
     s[0] = fma(g - s[0], broadcast(c.blend1), s[0]);
@@ -25,7 +25,7 @@ struct AdamW {
 template <bool Momentum>
 struct Sgd {
   static constexpr int kStates = Momentum ? 1 : 0;
-  const SgdCoefficients& c;
+  SgdCoefficients c;
 
   AJOUR_INLINE_MEMBER Vec step(Vec w, Vec g, Vec* s) const {
     g = fma(w, broadcast(c.decay), g);
@@ -49,15 +49,6 @@ AJOUR_INLINE Vec round_at_random(Vec v, uint32_t key, int64_t i) {
   return as_floats((bits & 0x7f800000u) == 0x7f800000u ? bits : rounded);
 }
 
-// Writes +0.0 only where it isn't there already: weights outside the mask seldom change, and a write costs bandwidth.
-template <class T>
-AJOUR_INLINE void hold_at_zero(T* w, int count) {
-  uint8_t any = 0;
-  const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(w);
-  for (size_t i = 0; i < size_t(count) * sizeof(T); i++) any |= bytes[i];
-  if (any) memset(w, 0, size_t(count) * sizeof(T));
-}
-
 template <class T>
 AJOUR_INLINE Vec load_some(const T* p, int count) {
   return count == kLanes ? load(p) : load(p, count);
@@ -67,15 +58,28 @@ AJOUR_INLINE void store_some(T* p, Vec v, int count) {
   count == kLanes ? store(p, v) : store(p, v, count);
 }
 
-// What a launch has in common for one row.
+// What a launch has in common for one row. Loops take a copy, as whatever lies in memory they would read again after
+// every store.
 template <class Rule>
 struct Row {
-  const UpdateRow& row;
+  UpdateRow row;
   Rule rule;
   float factor;   // of the gradient
   uint32_t step;  // of the random numbers
   bool stochastic;
 };
+
+constexpr int kWord = 64;  // entries whose bits are looked at together
+
+// Writes +0.0 to up to 64 weights where it isn't there already: they seldom change, and a write costs bandwidth.
+template <class T>
+AJOUR_INLINE void hold_at_zero(T* w, int64_t left) {
+  if (left < kWord) return void(memset(w, 0, size_t(left) * sizeof(T)));
+  constexpr int kVectors = kWord * sizeof(T) / sizeof(Words);
+  Words any{};
+  AJOUR_UNROLL for (int i = 0; i < kVectors; i++) any |= load(reinterpret_cast<const uint32_t*>(w) + i * kLanes);
+  if (any_bit(any)) memset(w, 0, kWord * sizeof(T));
+}
 
 // Stores lanes of new weights of type T; i is the place of the first one in its parameter.
 template <class T, class Rule>
@@ -86,32 +90,54 @@ AJOUR_INLINE void store_weights(const Row<Rule>& r, int64_t i, Vec w, int count)
   store_some(static_cast<T*>(r.row.weight) + i, w, count);
 }
 
+// Asks for the states and gradients of 64 entries: where whole words are skipped, the processor doesn't foresee which.
+template <class T, class Rule>
+AJOUR_INLINE void prefetch_word(const UpdateRow& row, int64_t i) {
+  AJOUR_UNROLL for (int line = 0; line < kWord; line += 16) {
+    AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) __builtin_prefetch(row.states[j] + i + line, 1);
+  }
+  AJOUR_UNROLL for (int line = 0; line < kWord; line += 64 / sizeof(T)) {
+    __builtin_prefetch(static_cast<const T*>(row.grad) + i + line);
+  }
+}
+
+constexpr int kAhead = 8 * kWord;  // entries
+
 // Entries begin to begin + entries of a parameter whose states have an entry for each of the weight's.
 template <class T, class Rule, bool Master>
-void update_dense(const Row<Rule>& r, int64_t begin, int64_t entries) {
-  const UpdateRow& row = r.row;
-  for (int64_t i = begin; i < begin + entries; i += kLanes) {
-    const int64_t left = begin + entries - i;
-    const int count = left < kLanes ? int(left) : kLanes;
-    const uint32_t mask = row.bits ? lane_mask(row.bits, i, left) : kAllLanes;
-    T* const weight = static_cast<T*>(row.weight) + i;
-    if (!mask) {
-      hold_at_zero(weight, count);
+void update_dense(const Row<Rule>& given, int64_t begin, int64_t entries) {
+  const Row<Rule> r = given;
+  const int64_t end = begin + entries;
+  for (int64_t i = begin; i < end; i += kWord) {
+    const int64_t left = end - i;
+    uint64_t word = left < kWord ? (uint64_t(1) << left) - 1 : ~uint64_t(0);
+    if (r.row.bits) {
+      word = mask_word(r.row.bits, i, left);
+      if (left >= kAhead + kWord && mask_word(r.row.bits, i + kAhead, kWord)) prefetch_word<T, Rule>(r.row, i + kAhead);
+    }
+    T* const weight = static_cast<T*>(r.row.weight);
+    if (!word) {
+      hold_at_zero(weight + i, left);
       continue;
     }
-    Vec s[Rule::kStates + 1];
-    AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) s[j] = load_some(row.states[j] + i, count);
-    const Vec g = load_some(static_cast<const T*>(row.grad) + i, count) * broadcast(r.factor);
-    Vec w = Master ? load_some(row.master + i, count) : load_some(weight, count);
-    w = select(r.rule.step(w, g, s), mask);
-    AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) store_some(row.states[j] + i, select(s[j], mask), count);
-    if constexpr (Master) store_some(row.master + i, w, count);
-    store_weights<T>(r, i, w, count);
+    AJOUR_UNROLL for (int lane = 0; lane < kWord; lane += kLanes) {
+      if (left <= lane) break;
+      const int64_t at = i + lane;
+      const int count = left < lane + kLanes ? int(left) - lane : kLanes;
+      const uint32_t mask = uint32_t(word >> lane) & kAllLanes;
+      Vec s[Rule::kStates + 1];
+      AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) s[j] = load_some(r.row.states[j] + at, count);
+      const Vec g = load_some(static_cast<const T*>(r.row.grad) + at, count) * broadcast(r.factor);
+      Vec w = Master ? load_some(r.row.master + at, count) : load_some(weight + at, count);
+      w = select(r.rule.step(w, g, s), mask);
+      AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) store_some(r.row.states[j] + at, select(s[j], mask), count);
+      if constexpr (Master) store_some(r.row.master + at, w, count);
+      store_weights<T>(r, at, w, count);
+    }
   }
 }
 
 constexpr int kStretch = 1024;  // entries whose kept ones are collected at a time: 8 KiB, well inside the L1 cache
-constexpr int kWord = 64;       // entries whose bits are looked at together
 
 // Collects kept weights and gradients of up to 64 entries; returns how many these are.
 template <class T, bool Master>
@@ -163,7 +189,8 @@ AJOUR_INLINE void update_kept(const Row<Rule>& r, int64_t at, int kept, const fl
 
 // The same where states and master hold kept entries alone, from place `at`; returns the place after the last one.
 template <class T, class Rule, bool Master>
-int64_t update_compact(const Row<Rule>& r, int64_t begin, int64_t entries, int64_t at) {
+int64_t update_compact(const Row<Rule>& given, int64_t begin, int64_t entries, int64_t at) {
+  const Row<Rule> r = given;
   float weights[kStretch + kLanes], grads[kStretch + kLanes];
   uint64_t words[kStretch / kWord];
   int kept = 0;
@@ -173,7 +200,7 @@ int64_t update_compact(const Row<Rule>& r, int64_t begin, int64_t entries, int64
     if (word) {
       kept += collect_word<T, Master>(r.row, begin + i, left, word, weights + kept, grads + kept);
     } else {
-      hold_at_zero(static_cast<T*>(r.row.weight) + begin + i, left < kWord ? int(left) : kWord);
+      hold_at_zero(static_cast<T*>(r.row.weight) + begin + i, left);
     }
   }
   update_kept<Rule, Master>(r, at, kept, grads, weights);

@@ -1,6 +1,6 @@
 """ajour: pruned PyTorch models, run fast, exactly and honestly."""
 
-from ajour import _requirements, formats, nn  # noqa: F401, the first one refuses an environment that lacks something
+from ajour import _requirements, formats, nn, train  # noqa: F401, the first one refuses what the environment lacks
 from ajour.conversion import convert, revert
 from ajour.inspection import inspect
 from ajour.io import load, save
@@ -16,5 +16,5 @@ from ajour.verification import verify
 
 __all__ = [
     "inspect", "plan", "convert", "revert", "save", "load", "verify", "limits", "prune", "linear",
-    "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "AjourError", "errors",
+    "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "train", "AjourError", "errors",
 ]  # fmt: skip

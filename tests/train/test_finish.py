@@ -26,7 +26,7 @@ def test_a_trained_masked_model_converts_after_finish() -> None:
             assert not bits(model.get_parameter(name).detach())[~mask.dense()].any()
     x = torch.randn(4, 64)
     y = model(x).detach()
-    weights = [p for p in model.parameters()]
+    weights = list(model.parameters())
     assert train.finish(model) is model
     assert [type(module) for module in model.modules() if not list(module.children())] == [
         nn.Linear, nn.ReLU, nn.Linear,

@@ -77,15 +77,21 @@ def slow_keep(w: Tensor, kept: Tensor, count: int) -> Tensor:
     return out.view_as(w)
 
 
-def test_kept_weights_that_are_zero_go_before_none_that_is_pruned() -> None:
-    made = parts(density=0.5, start=0, until=2, every=1)
-    model, masks, _, schedule = made
+@pytest.mark.parametrize(("pattern", "density"), [(Unstructured(), 0.5), (Block(8, 8), 0.5), (NM(4, 8), None)], ids=str)
+def test_kept_weights_that_are_zero_stay_before_any_that_was_pruned(pattern: Pattern, density: float | None) -> None:
+    """All weights are zero, so what was pruned ties with what is kept, and stands before it."""
+    model = nn.Sequential(nn.Linear(24, 32))
+    column = torch.arange(24).expand(32, 24)
+    kept = column % 8 >= 2 if isinstance(pattern, NM) else column >= 8
     with torch.no_grad():
-        model[0].weight[:, :20] = 0.0
-    schedule.step()
-    assert masks["0.weight"].kept == round(schedule.density_at(1) * 768)
-    schedule.step()
+        model[0].weight.zero_()
+    masks = train.Masks.from_tensors({"0.weight": kept}, model)
+    schedule = train.GradualPruning(train.MaskedSGD(model.parameters(), masks), density, pattern=pattern, until=1)
+    change = schedule.step()
+    assert change is not None
+    assert change.added == {"0.weight": 0}
     assert masks["0.weight"].kept == 384
+    assert not (masks["0.weight"].dense() & ~kept).any()
 
 
 def test_blocks_die_whole() -> None:

@@ -52,9 +52,7 @@ def test_bfloat16_differences_are_taken_in_float32() -> None:
     net = nn.Sequential(nn.Linear(2, 1, bias=False)).to(torch.bfloat16)
     before = {"0.weight": torch.tensor([[-1.0, 300.0]], dtype=torch.bfloat16)}
     with torch.no_grad():
-        net[0].weight.copy_(
-            torch.tensor([[257.0, 42.0]])
-        )  # 256 in bfloat16: 257 against 258, which bfloat16 can't tell
+        net[0].weight.copy_(torch.tensor([[258.0, 40.0]]))  # moved by 259 and 260, both 260 in bfloat16
     assert train.most_changed(net, before, 1)["0.weight"].dense().tolist() == [[False, True]]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from ajour import train
 from ajour.terms.errors import PatternError
@@ -135,6 +135,39 @@ def test_what_grows_starts_with_the_state_of_a_fresh_entry(storage: str) -> None
                     tensor *= stays
         for name, p in model.named_parameters():
             assert torch.allclose(p, plain.get_parameter(name), rtol=1e-4, atol=1e-6), (step, name)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_masters_and_moments_of_what_grows_are_zero_and_others_stay(storage: str) -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 4)).to(torch.bfloat16)
+    masks = train.Masks.from_pattern(model, Unstructured(), 0.3)
+    optimizer = train.MaskedAdamW(model.parameters(), masks, lr=1e-2, storage=storage, master=True)
+    regrow = train.Regrow(optimizer, until=100, every=3, fraction=0.5)
+
+    def states(name: str) -> dict[str, Tensor]:
+        kept, state = masks[name].dense(), optimizer.state[model.get_parameter(name)]
+        found = {}
+        for key in ("exp_avg", "exp_avg_sq", "master"):
+            found[key] = torch.zeros(kept.shape)
+            found[key][kept] = state[key] if storage == "compact" else state[key][kept]
+        return found
+
+    for step in range(3):
+        model.zero_grad()
+        x = torch.randn(16, 24, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
+        model(x).square().sum().backward()
+        if step < 2:
+            assert regrow.step() is None
+            optimizer.step()
+    before = {name: (masks[name].dense(), states(name)) for name in masks}
+    assert regrow.step() is not None
+    for name, (old, had) in before.items():
+        grown, stays = masks[name].dense() & ~old, masks[name].dense() & old
+        assert grown.any()
+        for key, now in states(name).items():
+            assert not bits(now)[grown].any(), key
+            assert torch.equal(now[stays], had[key][stays]), key
+            assert now[stays].any(), key
 
 
 def test_set_is_reproducible_by_its_seed() -> None:

@@ -67,7 +67,11 @@ class MaskedLinear(nn.Linear):
 
     What gets cheaper: with pattern=Block(rows, cols) the weight gradient is computed in live blocks only. What does
     not: the forward and dx (dense products with a weight that holds zeros), and dw for single entries (a dense product
-    that is masked). `train.finish(model)` turns it back into the nn.Linear that plan and convert know.
+    that is masked). On two threads of an AMD EPYC (Zen 5), 1024 rows of x, 3072 x 768 float32 in blocks of 32 x 32, dw
+    takes 22.9 ms dense, 10.4 at density 0.1, 14.6 at 0.2 and 26.5 at 0.5, where it no longer pays; forward and backward
+    together 71.0, 63.4, 62.9 and 74.1 ms. Not measured on a GPU.
+
+    `train.finish(model)` turns it back into the nn.Linear that plan and convert know.
 
     mask: a Mask, a bool tensor [n, k], or None for the non-zeros of the weight; its bits are part of the state_dict,
     and a state whose weight is not zero outside its mask is refused. Raises PatternError if it doesn't fit the weight,

@@ -46,7 +46,10 @@ class Change(nn.Module):
 
 
 def snapshot(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """name -> a copy of the parameter, for all that are trained or for those named: what `rewind` goes back to."""
+    """name -> a copy of the parameter, for all that are trained or for those named: what `rewind` goes back to.
+
+    Buffers, such as BatchNorm's statistics, are left to the caller. A tied parameter can't be rewound: leave it out.
+    """
     held = dict(model.named_parameters())
     chosen = [name for name, p in held.items() if p.requires_grad] if names is None else list(names)
     return {name: held[name].detach().clone() for name in chosen}
