@@ -46,6 +46,7 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; default:
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
+WIDTH = 120  # of the demo's story where no terminal says otherwise
 Parsed = TypeVar("Parsed")
 # click's own, which typer has moved; of every mistake in the arguments
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -190,10 +191,7 @@ def bench(
     loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
     examples = {label: _example(loaded, sides) for label, sides in shapes.items()}
     found = compare(loaded, examples, name=model, rows=counts, compiled=compiled, seconds=pause)
-    if as_json:
-        typer.echo(found.to_json())
-    else:
-        Console().print(found, highlight=False)
+    _show(found, as_json)
     if html is not None:
         write_page(html, model, "One pass of the whole model, dense and converted.", [found])
         typer.echo(f"wrote {html}", err=as_json)
@@ -231,7 +229,8 @@ def demo(
     """The main job on a real model: MiniLM pruned, planned, converted, checked and timed."""
     from ajour.demo import run, to_json
 
-    found = run(Console(stderr=as_json), html)
+    terminal = Console(stderr=as_json)
+    found = run(terminal if terminal.is_terminal else Console(stderr=as_json, width=WIDTH), html)
     if as_json:
         typer.echo(to_json(found))
     if not all(case.ok for case in found):

@@ -95,8 +95,10 @@ class LimitsReport:
     def __str__(self) -> str:
         from rich.console import Console
 
+        terminal = Console()
         out = StringIO()
-        Console(file=out, width=WIDTH, color_system=None).print(self)
+        wide = terminal.width if terminal.is_terminal else WIDTH
+        Console(file=out, width=wide, color_system=None).print(self)
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
