@@ -193,7 +193,7 @@ def bench(
     found = compare(loaded, examples, name=model, rows=counts, compiled=compiled, seconds=pause)
     _show(found, as_json)
     if html is not None:
-        write_page(html, model, "One pass of the whole model, dense and converted.", [found])
+        write_page(html, f"{model}: dense and converted", "One pass of the whole model, dense and converted.", [found])
         typer.echo(f"wrote {html}", err=as_json)
     if not found.ok:
         raise typer.Exit(1)

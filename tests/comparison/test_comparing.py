@@ -121,3 +121,12 @@ def test_json_and_text_name_every_size_and_layer(compared: Comparison) -> None:
     text = str(compared)
     for said in ("4x64", "32x64", "where the time goes at", "resident: torch as it is", "verified: 2 layers"):
         assert said in text
+
+
+def test_a_restless_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ajour.comparison.comparing.OtherWork.share", lambda self: 0.4)
+    model = pruned()
+    found = compare(
+        model, {"4x64": torch.randn(4, 64)}, plan=hand_plan(model), compiled=False, seconds=0.01, progress=False
+    )
+    assert any(note.startswith("other programs took 40% of this machine") for note in found.notes)

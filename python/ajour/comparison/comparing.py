@@ -13,6 +13,7 @@ from ajour.comparison.report import Comparison, Size
 from ajour.comparison.sides import COMPILED, CONVERTED, LABELS, make_sides
 from ajour.conversion.fast_path import bypassing
 from ajour.memory import resident_bytes
+from ajour.planning.device import OtherWork
 from ajour.planning.plan import Plan
 from ajour.planning.planner import plan as make_plan
 from ajour.planning.rows import call, untouched
@@ -43,7 +44,7 @@ def compare(
     """
     from ajour.planning.progress import bar
 
-    inputs = list(examples.values())
+    inputs, others = list(examples.values()), OtherWork()
     plan = plan or make_plan(model, inputs, rows=rows, progress=progress)
     best_dense = make_plan(model, inputs, rows=rows, formats=(), progress=progress)
     with untouched(model), torch.inference_mode(), bar(progress, 2 * len(examples) + 2) as (tell, advance):
@@ -54,6 +55,8 @@ def compare(
         advance()
         sizes = [_size(label, each, models, plan, seconds, tell, advance) for label, each in examples.items()]
     notes = list(missing)
+    if busy := others.warning():
+        notes.append(busy)
     if bypassing(model):
         notes.append("torch's fused encoder path can't be timed by layer: its layers were timed without it")
     held = {side: resident_bytes(each) for side, each in models.items() if side != COMPILED}
