@@ -47,9 +47,9 @@ def test_faster_verified_and_of_the_same_quality_is_fine(compared: Comparison) -
 def test_it_ends_with_a_page(compared: Comparison, tmp_path: Path) -> None:
     out = StringIO()
     fast = case(compared, {"stock": 200, "dense": 100, "converted": 50})
-    demo._write(Console(file=out, width=500), tmp_path / "new" / "demo.html", "an intro", [fast])
-    assert f"wrote {tmp_path / 'new' / 'demo.html'}" in out.getvalue()
-    assert "2.00x" in (tmp_path / "new" / "demo.html").read_text()
+    demo._write(Console(file=out, width=500), tmp_path / "demo.html", "an intro", [fast])
+    assert f"wrote {tmp_path / 'demo.html'}" in out.getvalue()
+    assert "2.00x" in (tmp_path / "demo.html").read_text()
 
 
 def test_without_matplotlib_it_says_so_and_goes_on(

@@ -19,6 +19,7 @@ from torch import nn
 import ajour
 from ajour.integrations.arguments import (
     check_output,
+    make_folder,
     parse_device,
     parse_dtype,
     parse_known_device,
@@ -62,6 +63,10 @@ def _asked(parse: Callable[[Any], Parsed], text: object) -> Parsed:
 
 def _output(path: Path | None) -> Path | None:
     return None if path is None else _asked(check_output, path)
+
+
+def _new_output(path: Path) -> Path:
+    return _asked(make_folder, path)
 
 
 def _page(path: Path | None) -> Path | None:
@@ -221,9 +226,9 @@ def verify(
 
 @app.command()
 def demo(
-    html: Annotated[Path, typer.Option(help="where the page with charts goes; its folder is made")] = Path(
-        "out/demo.html"
-    ),
+    html: Annotated[
+        Path, typer.Option(callback=_new_output, help="where the page with charts goes; its folder is made")
+    ] = Path("out/demo.html"),
     as_json: Json = False,
 ) -> None:
     """The main job on a real model: MiniLM pruned, planned, converted, checked and timed."""

@@ -130,3 +130,13 @@ def test_a_restless_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         model, {"4x64": torch.randn(4, 64)}, plan=hand_plan(model), compiled=False, seconds=0.01, progress=False
     )
     assert any(note.startswith("other programs took 40% of this machine") for note in found.notes)
+
+
+def test_a_fast_path_without_layers_is_said(compared: Comparison) -> None:
+    layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+    found = compare(
+        layer, {"1x4x32": torch.randn(1, 4, 32)}, plan=hand_plan(layer), compiled=False, seconds=0.01, progress=False
+    )
+    assert found.ok, found.report.failures
+    assert any(note.startswith("torch's fast path of TransformerEncoder has no layers") for note in found.notes)
+    assert not any("fast path" in note for note in compared.notes)

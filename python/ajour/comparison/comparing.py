@@ -11,7 +11,7 @@ from torch import nn
 from ajour.comparison.layer_times import break_down
 from ajour.comparison.report import Comparison, Size
 from ajour.comparison.sides import COMPILED, CONVERTED, LABELS, make_sides
-from ajour.conversion.fast_path import bypassing
+from ajour.conversion.fast_path import has_fast_path
 from ajour.memory import resident_bytes
 from ajour.planning.device import OtherWork
 from ajour.planning.plan import Plan
@@ -57,8 +57,8 @@ def compare(
     notes = list(missing)
     if busy := others.warning():
         notes.append(busy)
-    if bypassing(model):
-        notes.append("torch's fused encoder path can't be timed by layer: its layers were timed without it")
+    if has_fast_path(model):
+        notes.append("torch's fast path of TransformerEncoder has no layers to time: where its time goes is without it")
     held = {side: resident_bytes(each) for side, each in models.items() if side != COMPILED}
     return Comparison(name, plan, tuple(sizes), held, report, tuple(notes))
 
