@@ -62,6 +62,10 @@ def test_torch_that_can_not_be_loaded(tmp_path: Path) -> None:
     assert "libcudart.so.13: cannot open" in one_line(ajour("doctor", stubs=fake_torch(tmp_path, broken)), 3)
 
 
+def test_a_package_of_the_command_line_is_missing(tmp_path: Path) -> None:
+    assert "install it: pip install typer" in one_line(ajour("doctor", stubs=without(tmp_path, "typer")), 3)
+
+
 def test_no_compiled_part(tmp_path: Path) -> None:
     said = one_line(ajour("doctor", stubs=without(tmp_path, "ajour._C")), 3)
     assert "ajour's compiled part can't be loaded" in said

@@ -166,6 +166,17 @@ def test_without_a_verb_the_help_is_shown(monkeypatch: pytest.MonkeyPatch, capsy
     assert "doctor" in out.out + out.err
 
 
+def test_the_demo_refuses_a_page_that_can_not_be_written_before_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ajour.demo.run", lambda *args: pytest.fail("it measured"))
+    (tmp_path / "file").write_text("")
+    assert run("demo", "--html", tmp_path / "file" / "demo.html").exit_code == 2
+    monkeypatch.setattr("ajour.demo.run", lambda *args: [])
+    assert run("demo", "--html", tmp_path / "new" / "demo.html", "--json").output == "[]\n"
+    assert (tmp_path / "new").is_dir()
+
+
 @pytest.mark.parametrize("verb", ["doctor", "inspect", "limits", "plan", "convert", "bench", "verify", "demo"])
 def test_every_verb_can_print_json(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ajour import diagnosis
 from ajour.diagnosis import diagnose
+from ajour.ops import LINEAR_OPS, NM_LINEAR
 
 
 def test_every_kernel_that_runs_here_gives_right_answers() -> None:
@@ -10,3 +17,34 @@ def test_every_kernel_that_runs_here_gives_right_answers() -> None:
     assert found.ok, str(found)
     assert "self-test" in str(found)
     assert '"ok": true' in found.to_json()
+    subjects = {finding.subject for finding in found.findings}
+    assert {f"{op.name} · {name} (cpu)" for op in LINEAR_OPS.values() for name in op.kernels} <= subjects
+    tested = [finding for finding in found.findings if "self-test right" in finding.found]
+    assert len(tested) > 10
+
+
+def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = NM_LINEAR.kernels["reference"]
+    wrong = replace(kernel, run=lambda *args: kernel.run(*args) * 1.01)
+    monkeypatch.setitem(NM_LINEAR.kernels, "reference", wrong)
+    found = diagnose()
+    assert not found.ok
+    (broken,) = (finding for finding in found.findings if finding.status == "broken")
+    assert broken.subject == "nm_linear · reference (cpu)"
+    assert broken.found.startswith("wrong at 2:4, float32, 1 rows: ")
+    assert broken.remedy
+    assert "1 of " in str(found)
+
+
+def test_a_kernel_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> torch.Tensor:
+        raise RuntimeError("no such instruction\nand more")
+
+    monkeypatch.setitem(NM_LINEAR.kernels, "reference", replace(NM_LINEAR.kernels["reference"], run=fail))
+    (broken,) = (finding for finding in diagnose().findings if finding.status == "broken")
+    assert broken.found == "failed at 2:4, float32, 1 rows: no such instruction"
+
+
+def test_a_remedy_stands_in_the_line_of_its_problem() -> None:
+    missing = diagnosis.Finding("Triton", "absent", "not installed", "pip install it")
+    assert "Triton  not installed → pip install it" in str(diagnosis.Diagnosis((missing,)))

@@ -19,6 +19,7 @@ from torch import nn
 import ajour
 from ajour.integrations.arguments import (
     check_output,
+    make_folder,
     parse_device,
     parse_dtype,
     parse_known_device,
@@ -46,6 +47,7 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; default:
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
+WIDTH = 120  # of the demo's story where no terminal says otherwise
 Parsed = TypeVar("Parsed")
 # click's own, which typer has moved; of every mistake in the arguments
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -61,6 +63,10 @@ def _asked(parse: Callable[[Any], Parsed], text: object) -> Parsed:
 
 def _output(path: Path | None) -> Path | None:
     return None if path is None else _asked(check_output, path)
+
+
+def _new_output(path: Path) -> Path:
+    return _asked(make_folder, path)
 
 
 def _page(path: Path | None) -> Path | None:
@@ -190,12 +196,9 @@ def bench(
     loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
     examples = {label: _example(loaded, sides) for label, sides in shapes.items()}
     found = compare(loaded, examples, name=model, rows=counts, compiled=compiled, seconds=pause)
-    if as_json:
-        typer.echo(found.to_json())
-    else:
-        Console().print(found, highlight=False)
+    _show(found, as_json)
     if html is not None:
-        write_page(html, model, "One pass of the whole model, dense and converted.", [found])
+        write_page(html, f"{model}: dense and converted", "One pass of the whole model, dense and converted.", [found])
         typer.echo(f"wrote {html}", err=as_json)
     if not found.ok:
         raise typer.Exit(1)
@@ -223,15 +226,16 @@ def verify(
 
 @app.command()
 def demo(
-    html: Annotated[Path, typer.Option(help="where the page with charts goes; its folder is made")] = Path(
-        "out/demo.html"
-    ),
+    html: Annotated[
+        Path, typer.Option(callback=_new_output, help="where the page with charts goes; its folder is made")
+    ] = Path("out/demo.html"),
     as_json: Json = False,
 ) -> None:
     """The main job on a real model: MiniLM pruned, planned, converted, checked and timed."""
     from ajour.demo import run, to_json
 
-    found = run(Console(stderr=as_json), html)
+    terminal = Console(stderr=as_json)
+    found = run(terminal if terminal.is_terminal else Console(stderr=as_json, width=WIDTH), html)
     if as_json:
         typer.echo(to_json(found))
     if not all(case.ok for case in found):

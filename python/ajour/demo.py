@@ -116,7 +116,6 @@ def _case(
 
 def _write(console: Console, html: Path, intro: str, cases: list[Case]) -> None:
     """The page; without matplotlib it is left out aloud."""
-    html.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_page(html, TITLE, intro, [case.comparison for case in cases])
     except MachineError as error:

@@ -12,6 +12,8 @@ def main() -> None:
     try:
         from ajour.cli import main as run
     except (ImportError, OSError) as error:  # a library that can't be loaded is an OSError
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        remedy = f"; install it: pip install {missing}" if missing else ""
+        sys.stderr.write(f"error: {' '.join(str(error).split())}{remedy}\n")
         sys.exit(ENVIRONMENT)
     run()

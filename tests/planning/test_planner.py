@@ -203,7 +203,7 @@ def test_a_busy_machine_is_said(clock: FakeClock, monkeypatch: pytest.MonkeyPatc
     assert not any("other programs" in note for note in quiet(two_of_four_model(64, 32), torch.randn(3, 64)).notes)
     monkeypatch.setattr(OtherWork, "share", lambda self: 0.4)
     notes = quiet(two_of_four_model(64, 32), torch.randn(3, 64)).notes
-    assert "other programs took 40% of this machine's processor time meanwhile; plan again when it is quiet" in notes
+    assert "other programs took 40% of this machine's processor time meanwhile; measure again when it is quiet" in notes
 
 
 def test_progress_is_silent_without_a_terminal(

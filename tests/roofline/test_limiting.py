@@ -122,6 +122,13 @@ def test_json_holds_every_layer_and_the_sentences() -> None:
     assert made["sizes"][0]["sentence"].startswith("At 8 rows")
 
 
+def test_layers_of_one_kind_are_shown_together() -> None:
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 32))
+    text = str(ajour.limits(model, [torch.randn(8, 64), torch.randn(16, 64)]))
+    assert "* (3x)" in text
+    assert text.count("64x64 float32") == text.count("32x64 float32") == 1
+
+
 def test_layers_that_can_not_be_converted_are_named() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(32, 32, 3))
     text = str(ajour.limits(model, None, rows=[8]))

@@ -74,7 +74,7 @@ def _finish(figure: Figure, axes: Axes, labels: Sequence[str], unit: str) -> str
 
     height = figure.get_figheight()
     left = 0.02 + 0.068 * max(len(label) for label in labels) / INCHES
-    axes.set_position((left, AROUND / height, 0.985 - left, 1 - AROUND / height - 0.01))
+    axes.set_position((left, AROUND / height, 0.955 - left, 1 - AROUND / height - 0.01))
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -11,8 +11,9 @@ from torch import nn
 from ajour.comparison.layer_times import break_down
 from ajour.comparison.report import Comparison, Size
 from ajour.comparison.sides import COMPILED, CONVERTED, LABELS, make_sides
-from ajour.conversion.fast_path import bypassing
+from ajour.conversion.fast_path import has_fast_path
 from ajour.memory import resident_bytes
+from ajour.planning.device import OtherWork
 from ajour.planning.plan import Plan
 from ajour.planning.planner import plan as make_plan
 from ajour.planning.rows import call, untouched
@@ -43,7 +44,7 @@ def compare(
     """
     from ajour.planning.progress import bar
 
-    inputs = list(examples.values())
+    inputs, others = list(examples.values()), OtherWork()
     plan = plan or make_plan(model, inputs, rows=rows, progress=progress)
     best_dense = make_plan(model, inputs, rows=rows, formats=(), progress=progress)
     with untouched(model), torch.inference_mode(), bar(progress, 2 * len(examples) + 2) as (tell, advance):
@@ -54,8 +55,10 @@ def compare(
         advance()
         sizes = [_size(label, each, models, plan, seconds, tell, advance) for label, each in examples.items()]
     notes = list(missing)
-    if bypassing(model):
-        notes.append("torch's fused encoder path can't be timed by layer: its layers were timed without it")
+    if busy := others.warning():
+        notes.append(busy)
+    if has_fast_path(model):
+        notes.append("torch's fast path of TransformerEncoder has no layers to time: where its time goes is without it")
     held = {side: resident_bytes(each) for side, each in models.items() if side != COMPILED}
     return Comparison(name, plan, tuple(sizes), held, report, tuple(notes))
 

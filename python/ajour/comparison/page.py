@@ -147,23 +147,36 @@ def _layer(choice: Choice) -> list[str]:
         f"{m.dense_us:,.0f} → {choice.chosen_us(m):,.0f} <small>at {m.rows} row{'s' if m.rows > 1 else ''}</small>"
         for m in choice.measurements
     )
-    chosen = "<br>".join(escape(f"{entry.kernel} {entry.config}".strip()) for entry in choice.kernels) or "as it is"
+    chosen = "<br>".join(
+        f"{escape(f'{entry.kernel} {entry.config}'.strip())} <small>{_until(entry.limit, len(choice.kernels))}</small>"
+        for entry in choice.kernels
+    )
     kept = "" if choice.density is None else f"{choice.density:.0%}"
     return [
         escape(choice.layer or "(the model)"), "x".join(map(str, choice.shape)), escape(str(choice.pattern or "")),
-        kept, chosen, times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}",
+        kept, chosen or "as it is", times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}",
         escape(choice.reason),
     ]  # fmt: skip
 
 
+def _until(limit: int | None, entries: int) -> str:
+    if limit is None:
+        return "above" if entries > 1 else ""
+    return f"to {limit} row{'s' if limit > 1 else ''}"
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], why: bool = False) -> str:
     """Cells are HTML. The last column is prose if `why`. Scrolls in its own box on a narrow screen."""
-    first = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    first = "".join(_head(cell, why and place == len(head) - 1) for place, cell in enumerate(head))
     body = "".join(
         "<tr>" + "".join(_cell(cell, why and place == len(head) - 1) for place, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _head(cell: str, prose: bool) -> str:
+    return f'<th class="left">{escape(cell)}</th>' if prose else f"<th>{escape(cell)}</th>"
 
 
 def _cell(cell: str, prose: bool) -> str:

@@ -93,8 +93,10 @@ class Comparison:
     def __str__(self) -> str:
         from rich.console import Console
 
+        terminal = Console()
         out = StringIO()
-        Console(file=out, width=WIDTH, color_system=None).print(self)
+        wide = terminal.width if terminal.is_terminal else WIDTH
+        Console(file=out, width=wide, color_system=None).print(self)
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -111,8 +113,10 @@ def latencies(comparison: Comparison) -> Table:
     """One row for each size: what each side takes, and the gains."""
     table = _table("ms of one pass: medians, ± half of p20 to p80")
     sides = list(comparison.sizes[0].times)
-    for title in ("size", *(LABELS[side] for side in sides), "over fastest dense", "over torch"):
+    for title in ("size", *(LABELS[side] for side in sides)):
         table.add_column(title, justify="right", overflow="fold")
+    for title in ("over fastest dense", "over torch"):
+        table.add_column(title, justify="right", min_width=len("difference"))
     for size in comparison.sizes:
         cells = (milliseconds(size.times[side]) for side in sides)
         gains = (comparison.gain(size, over) for over in (size.fastest_dense, STOCK))
@@ -127,7 +131,7 @@ def _where(comparison: Comparison) -> Iterator[RenderableType]:
     groups = {side: size.groups(side) for side in sides}
     table = _table(f"where the time goes at {size.label}, ms (timed in place, in passes of their own)")
     table.add_column("layers", overflow="fold")
-    for title in (*(LABELS[side] for side in sides), "share of torch"):
+    for title in (*(LABELS[side] for side in sides), "share"):
         table.add_column(title, justify="right")
     for group, us in sorted(groups[STOCK].items(), key=lambda pair: (pair[0] == REST, -pair[1])):
         cells = (f"{groups[side].get(group, 0.0) / 1e3:.2f}" for side in sides)

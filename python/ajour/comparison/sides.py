@@ -16,6 +16,7 @@ from ajour.planning.rows import call
 
 STOCK, COMPILED, DENSE, CONVERTED = "stock", "compiled", "dense", "converted"
 LABELS = {STOCK: "torch as it is", COMPILED: "torch.compile", DENSE: "best dense", CONVERTED: "converted"}
+RECOMPILED = 4  # times that one function may be compiled for each size
 # what torch.compile raises without a compiler, or for a model that it can't take
 UNCOMPILED = (RuntimeError, OSError, ImportError, NotImplementedError, TypeError, subprocess.SubprocessError)
 
@@ -45,8 +46,10 @@ def _compile(model: nn.Module, examples: Sequence[Any], models: dict[str, nn.Mod
     torch.compiler.reset()  # shapes that an earlier comparison has seen count against torch's limit
     wrapped: Any = torch.compile(model, dynamic=False)
     try:
-        for inputs in examples:
-            call(wrapped, inputs)
+        # beyond this limit torch would run a size as it is, and say nothing
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILED * len(examples)):
+            for inputs in examples:
+                call(wrapped, inputs)
     except UNCOMPILED as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return (lines[0] if lines else type(error).__name__)[:200]

@@ -27,6 +27,11 @@ def switch_on(module: nn.Module) -> None:
         del vars(module)[_BEFORE]
 
 
+def has_fast_path(model: nn.Module) -> bool:
+    """Whether a fast path may be taken, which hooks on the layers would switch off."""
+    return any(_condition(module) and _BEFORE not in vars(module) for module in model.modules())
+
+
 def bypassing(model: nn.Module) -> list[nn.Module]:
     """The modules whose fast path would bypass a converted layer, and is not switched off yet."""
     return [

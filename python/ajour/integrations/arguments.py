@@ -67,6 +67,15 @@ def parse_seconds(value: float) -> float:
     return value
 
 
+def make_folder(path: Path) -> Path:
+    """The path itself, if a file can be written there, in a folder that is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {path.parent} can't be made: {error.strerror}") from None
+    return check_output(path)
+
+
 def check_output(path: Path) -> Path:
     """The path itself, if a file can be written there."""
     if path.is_dir():

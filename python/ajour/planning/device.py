@@ -13,6 +13,7 @@ import torch
 
 from ajour._native import native
 
+BUSY = 0.1  # share of the processor time that others may take before a report says so
 SHORTEST = 1.0  # seconds of all cores below which the share of others is no figure: the system counts in 10 ms
 
 
@@ -91,6 +92,14 @@ class OtherWork:
             return 0.0
         total, busy, own = (b - a for a, b in zip(self.since, now, strict=True))
         return max(0.0, busy - own) / total if total > SHORTEST else 0.0
+
+    def warning(self) -> str | None:
+        """One sentence where others took enough to disturb what was measured."""
+        share = self.share()
+        if share <= BUSY:
+            return None
+        taken = f"other programs took {share:.0%} of this machine's processor time meanwhile"
+        return f"{taken}; measure again when it is quiet"
 
 
 def _processor_time() -> tuple[float, float, float] | None:

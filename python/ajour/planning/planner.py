@@ -24,7 +24,6 @@ from ajour.terms.errors import PlanError
 from ajour.terms.pattern import Dense, Pattern
 
 TWIN = 0.02  # layers whose densities differ by less, of one shape and pattern, share one measurement
-BUSY = 0.1  # share of the processor time that others may take before the plan says so
 
 
 def plan(
@@ -69,10 +68,7 @@ def plan(
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False), bar(progress, len(layers)) as (tell, advance):
         choices = planner.choices(layers, seen, rows, tell, advance)
-    if (share := others.share()) > BUSY:
-        busy = (
-            f"other programs took {share:.0%} of this machine's processor time meanwhile; plan again when it is quiet"
-        )
+    if busy := others.warning():
         planner.notes[busy] = None
     return Plan(choices, this_device(device), planner.margin, memory, tuple(planner.notes))
 

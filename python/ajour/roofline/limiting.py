@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ajour.layers import ON_META, Layer, find_layers
+from ajour.planning.device import OtherWork
 from ajour.planning.rows import learn_rows
 from ajour.roofline.facts import DeviceFacts, named
-from ajour.roofline.measured import facts_of
+from ajour.roofline.measured import MEASURED, facts_of
 from ajour.roofline.report import LayerLimits, LimitsReport, SizeLimits
 from ajour.roofline.ways import best_us, dense, ways
 from ajour.terms.errors import PlanError
@@ -40,13 +41,15 @@ def limits(
         raise PlanError("the model has no linear layer that could be converted; `ajour.inspect` says why")
     if example is None and not rows:
         raise PlanError("limits need an example, or the numbers of rows")
+    others = OtherWork()
     facts = _facts(usable, device)
+    notes = [busy] if facts.source == MEASURED and (busy := others.warning()) else []
     sizes = [_size(facts, seen) for seen in _sizes(model, usable, example, rows) if seen]
     names = tuple(way.name for way in ways(facts, _dtype(usable[0])))
     skipped = tuple(f"{each.name}: {each.reason}" for each in layers if each.reason is not None)
     kind = "cpu" if facts.capability is None else "cuda"
     return LimitsReport(
-        facts.name, kind, facts.source, facts.bandwidth, dict(facts.rates), names, tuple(sizes), skipped
+        facts.name, kind, facts.source, facts.bandwidth, dict(facts.rates), names, tuple(sizes), skipped, tuple(notes)
     )
 
 

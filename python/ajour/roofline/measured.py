@@ -19,6 +19,7 @@ from ajour.roofline.formula import Limits
 from ajour.terms.pattern import Block
 
 SIDE = {"cpu": 1536, "cuda": 8192}  # of the square product that shows the rate
+MEASURED = "measured here and now"
 SECONDS = 0.5  # for each figure
 
 
@@ -31,7 +32,7 @@ def facts_of(device: torch.device, dtypes: Iterable[torch.dtype]) -> DeviceFacts
     rates = {str(dtype).removeprefix("torch."): each.rate for dtype, each in found.items()}
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     name = str(this_device(device))
-    return DeviceFacts(name, first.bandwidth, rates, capability, "measured here and now", first.empty)
+    return DeviceFacts(name, first.bandwidth, rates, capability, MEASURED, first.empty)
 
 
 def measured(dtype: torch.dtype, device: torch.device, timer: Timer, *, smoke: bool = False) -> Limits:

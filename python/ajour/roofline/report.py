@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -14,9 +15,11 @@ from ajour.roofline.ways import HEADLINE
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
+    from rich.text import Text
 
 WIDTH = 120
 HELPS = 1.05  # a gain below is none
+COLUMNS = ("rows", "dense", "decided by", *(name.replace(" ", "\n", 1) for name in HEADLINE))
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 RULES = {
     "cuda": (
@@ -30,8 +33,8 @@ RULES = {
     ),
 }
 ALWAYS = (
-    "int4 holds weights alone (4.125 bits each, with group scales) and multiplies at the dense rate; fp8 needs fp8 "
-    "products. Weights are taken to come from memory, not from a cache.\n"
+    "Percentages count zeros. int4 holds weights alone (4.125 bits each, with group scales) and multiplies at the dense "
+    "rate; fp8 needs fp8 products. Weights are taken to come from memory, not from a cache.\n"
     "Limits, not promises: no kernel can be faster, and real ones are slower. Only linear layers are counted; what "
     "else the model does runs as before, so the whole model gains less."
 )
@@ -86,6 +89,7 @@ class LimitsReport:
     ways: tuple[str, ...]
     sizes: tuple[SizeLimits, ...]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """All fields, and each size's sentence."""
@@ -95,14 +99,16 @@ class LimitsReport:
     def __str__(self) -> str:
         from rich.console import Console
 
+        terminal = Console()
         out = StringIO()
-        Console(file=out, width=WIDTH, color_system=None).print(self)
+        wide = terminal.width if terminal.is_terminal else WIDTH
+        Console(file=out, width=wide, color_system=None).print(self)
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        rates = ", ".join(f"{rate / 1e6:.3g} TFLOP/s in {dtype}" for dtype, rate in self.rates.items())
+        rates = ", ".join(f"{_flops(rate)} in {dtype}" for dtype, rate in self.rates.items())
         yield Text(f"Limits on {self.device}", style="bold")
         yield Text(f"{self.bandwidth / 1e3:,.0f} GB/s; {rates} ({self.source})", style="dim")
         yield Text("")
@@ -112,7 +118,8 @@ class LimitsReport:
         if self.skipped:
             more = f" (and {len(self.skipped) - 1} more)" if len(self.skipped) > 1 else ""
             yield Text(f"not counted: {self.skipped[0]}{more}", style="yellow")
-        yield Text(f"{RULES[self.kind]} {ALWAYS}", style="dim")
+        yield from (Text(note, style="yellow") for note in self.notes)
+        yield Text(f"\n{RULES[self.kind]} {ALWAYS}", style="dim")
 
 
 def _totals(report: LimitsReport) -> Table:
@@ -125,22 +132,36 @@ def _totals(report: LimitsReport) -> Table:
 
 
 def _layers(report: LimitsReport) -> Iterator[RenderableType]:
-    """Layers of one shape together: the headline ways, and what decides."""
-    table = _table("layer", "rows", "dense", "decided by", *(name.replace(" ", "\n", 1) for name in HEADLINE))
-    groups: dict[tuple[str, tuple[int, ...], str, int], list[LayerLimits]] = {}
+    """Layers of one shape that see the same rows together: the headline ways, and what decides."""
+    from rich.text import Text
+
+    yield _grid([Text(title, style="dim") for title in COLUMNS])
+    seen: dict[str, list[LayerLimits]] = {}
     for size in report.sizes:
         for layer in size.layers:
-            name = NUMBER.sub("*", layer.layer) or "(the model)"
-            groups.setdefault((name, layer.shape, layer.dtype, layer.rows), []).append(layer)
-    last: tuple[object, object] = ("", ())
-    for (name, shape, _, rows), layers in groups.items():
-        first = layers[0]
-        repeated = f" ({len(layers)}x)" if len(layers) > 1 else ""
-        label = f"{name}{repeated} {'x'.join(map(str, first.shape))}"
-        gains = (times(first.gains.get(way)) for way in HEADLINE)
-        table.add_row(label if (name, shape) != last else "", str(rows), us(first.dense_us), first.bound, *gains)
-        last = (name, shape)
-    yield table
+            seen.setdefault(layer.layer, []).append(layer)
+    clusters: dict[tuple[object, ...], list[str]] = {}
+    for name, each in seen.items():
+        clusters.setdefault((each[0].shape, each[0].dtype, *(layer.rows for layer in each)), []).append(name)
+    for names in clusters.values():
+        repeated = Counter(NUMBER.sub("*", name) or "(the model)" for name in names)
+        for name, times_seen in repeated.items():
+            yield Text(f"{name} ({times_seen}x)" if times_seen > 1 else name, style="bold")
+        first = seen[names[0]][0]
+        yield Text(f"  {'x'.join(map(str, first.shape))} {first.dtype}", style="dim")
+        for layer in seen[names[0]]:
+            gains = (times(layer.gains.get(way)) for way in HEADLINE)
+            yield _grid([Text(cell) for cell in (str(layer.rows), us(layer.dense_us), layer.bound, *gains)])
+
+
+def _grid(cells: Sequence[Text]) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for title in COLUMNS:
+        grid.add_column(min_width=max(8, *(len(line) for line in title.split("\n"))), justify="right")
+    grid.add_row(*cells)
+    return grid
 
 
 def _table(*columns: str) -> Table:
@@ -156,6 +177,10 @@ def _table(*columns: str) -> Table:
 def count(rows: int) -> str:
     """1 row, 2 rows."""
     return f"{rows} row" if rows == 1 else f"{rows} rows"
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / 1e6:.3g} TFLOP/s" if rate >= 1e6 else f"{rate / 1e3:.3g} GFLOP/s"
 
 
 def times(gain: float | None) -> str:
