@@ -21,3 +21,4 @@ step tests 240 python3 -m pytest tests/ops tests/gpu -q -x
 step sanitizer 120 compute-sanitizer --tool memcheck python3 -m pytest tests/gpu -q -x -k small
 step ops 240 python3 -m benchmarks ops --device cuda --json "$results/ops.json"
 step models 120 python3 -m benchmarks models --device cuda --json "$results/models.json"
+step training 120 python3 -m benchmarks.training --device cuda --dtypes bfloat16 --json "$results/training.json"
