@@ -75,7 +75,9 @@ AJOUR_INLINE void add_units(const Unit* units, int64_t count, const Steps& steps
       add_to(to + r * kTokens + v * kLanes, sums[r][v], is_first);
 }
 
-// sums[v][t] of outs v * kLanes.. (lanes) and token t; x: [words][kWidth].
+// sums[v][t] of outs v * kLanes.. (lanes) and token t; x: [words][kWidth]. The next block is fetched
+// meanwhile, as the blocks of a column lie apart (dx of 4096x4096 in 32x32 blocks at 10 %, 512 tokens: 8.4 ms for 9.3;
+// Zen 5).
 template <class Form, int kWidth>
 AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segment, const Steps& steps, int64_t out,
                                 const uint32_t* x, Vec (&sums)[kOutVecs][kWidth]) {
@@ -86,8 +88,10 @@ AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segmen
     for (int64_t u = first; u < last; u++) {
       const uint32_t* column = x + units[u].first * kWidth;
       const uint32_t* w = reinterpret_cast<const uint32_t*>(units[u].weights) + out;
+      const uint32_t* next = reinterpret_cast<const uint32_t*>(units[u + 1 < count ? u + 1 : u].weights) + out;
       for (int64_t i = 0; i < steps.count; i++, column += kWidth, w += steps.in) {
         Words weights[kOutVecs];
+        AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) __builtin_prefetch(next + i * steps.in + v * kLanes);
         AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) weights[v] = load(w + v * kLanes);
         AJOUR_UNROLL for (int t = 0; t < kWidth; t++) {
           const Words value = broadcast(column[t]);
