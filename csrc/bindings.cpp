@@ -351,10 +351,17 @@ void bind_slabs(py::module_& m) {
         return count_bitmap_slabs(layout, at<uint8_t>(slabs), at<int32_t>(index));
       },
       Unlocked());
-  py::class_<DeviceLimits>(m, "DeviceLimits")
-      .def(py::init([](int processors, int block_shared, int processor_shared) {
-        return DeviceLimits{processors, block_shared, processor_shared};
-      }));
+  py::class_<Stripes>(m, "Stripes")
+      .def(py::init(&Stripes::cut))
+      .def_readonly("count", &Stripes::stripes)
+      .def_property_readonly("shared", &Stripes::shared)
+      .def("begin", &Stripes::begin)
+      .def("first_holder", &Stripes::first_holder)
+      .def("last_holder", &Stripes::last_holder)
+      .def("place", &Stripes::place);
+  py::class_<DeviceLimits>(m, "DeviceLimits").def(py::init([](int processors, int block_shared, int processor_shared) {
+    return DeviceLimits{processors, block_shared, processor_shared};
+  }));
   py::class_<DecodeShape>(m, "DecodeShape")
       .def(py::init([](int64_t m, int64_t n, int64_t k, int columns, int room, const DeviceLimits& device, int blocks,
                        int stages) {
@@ -373,8 +380,9 @@ void bind_slabs(py::module_& m) {
 void bind_decode(py::module_& m) {
   using namespace ajour;
   m.def("device_limits", &cuda::device_limits);
-  const auto call = [](const DecodeShape& shape, Address slabs, Address index, int n, int k, Address x, int64_t x_stride,
-                       int rows, Address bias, Address residual, Address y, Address scratch, int activation) {
+  const auto call = [](const DecodeShape& shape, Address slabs, Address index, int n, int k, Address x,
+                       int64_t x_stride, int rows, Address bias, Address residual, Address y, Address scratch,
+                       int activation) {
     return cuda::DecodeCall{at<uint8_t>(slabs),
                             at<int32_t>(index),
                             at<uint16_t>(x),
@@ -390,23 +398,21 @@ void bind_decode(py::module_& m) {
                             activation,
                             shape};
   };
-  m.def("nm_decode",
-        [call](const NMSlabs& layout, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride, int rows,
-               Address bias, Address residual, Address y, Address scratch, bool bfloat16, int activation, int device,
-               Address stream) {
-          cuda::nm_decode(layout,
-                          call(shape, slabs, 0, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y,
-                               scratch, activation),
-                          bfloat16, device, at(stream));
-        });
-  m.def("bitmap_decode",
-        [call](const BitmapSlabs& layout, Address slabs, Address index, const DecodeShape& shape, Address x,
-               int64_t x_stride, int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
-               int activation, int device, Address stream) {
-          cuda::bitmap_decode(call(shape, slabs, index, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual,
-                                   y, scratch, activation),
-                              bfloat16, device, at(stream));
-        });
+  m.def("nm_decode", [call](const NMSlabs& layout, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride,
+                            int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
+                            int activation, int device, Address stream) {
+    cuda::nm_decode(
+        layout,
+        call(shape, slabs, 0, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y, scratch, activation),
+        bfloat16, device, at(stream));
+  });
+  m.def("bitmap_decode", [call](const BitmapSlabs& layout, Address slabs, Address index, const DecodeShape& shape,
+                                Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y,
+                                Address scratch, bool bfloat16, int activation, int device, Address stream) {
+    cuda::bitmap_decode(call(shape, slabs, index, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y,
+                             scratch, activation),
+                        bfloat16, device, at(stream));
+  });
 }
 #endif
 
