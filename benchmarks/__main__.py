@@ -1,4 +1,4 @@
-"""python -m benchmarks ops|models|train measures; compare, check and readme read result files."""
+"""python -m benchmarks ops|models|tokens|train measures; compare, check and readme read result files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     for suite, what in (
         ("ops", "every kernel and peer against the best dense, on layers of real models"),
         ("models", "whole models, stock, compiled and on the best dense kernels against converted"),
+        ("tokens", "decoding with a model of Llama-3-8B's shape, tokens per second"),
         ("train", "masked optimizers against torch's own"),
     ):
         _suite(verbs.add_parser(suite, help=what, description=what))
@@ -182,6 +183,15 @@ def _models(asked: argparse.Namespace, device: torch.device, threads: list[int],
     return run(settings, lambda plan: console.print(str(plan), highlight=False, soft_wrap=True))
 
 
+def _tokens(asked: argparse.Namespace, device: torch.device, threads: list[int], console: Console) -> Cells:
+    from benchmarks.tokens import run, smoke_subjects, subjects
+
+    every = smoke_subjects() if asked.smoke else subjects()
+    chosen = [each for each in every if any(text in f"{each.name} {each.pattern}" for text in asked.only.split(","))]
+    seconds = 0.05 if asked.smoke else max(asked.seconds, 2.0)
+    return run(chosen, threads, device, seconds, lambda plan: console.print(str(plan), highlight=False, soft_wrap=True))
+
+
 def _train(asked: argparse.Namespace, device: torch.device, threads: list[int], console: Console) -> Cells:
     from benchmarks.train import Settings, run
 
@@ -200,6 +210,7 @@ def _train(asked: argparse.Namespace, device: torch.device, threads: list[int], 
 SUITES: dict[str, Callable[[argparse.Namespace, torch.device, list[int], Console], Cells]] = {
     "ops": _ops,
     "models": _models,
+    "tokens": _tokens,
     "train": _train,
 }
 

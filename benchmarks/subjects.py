@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ajour.integrations.minilm import load_minilm, tokens
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
 from benchmarks.encoder import encoder
-from benchmarks.llama import llama
+from benchmarks.decoder_layers import llama
 
 Zeros = tuple[Pattern, float | None]
 

@@ -58,6 +58,14 @@ void bind_slabs(py::module_& m) {
         return count_bitmap_slabs(layout, at<uint8_t>(slabs), at<int32_t>(index));
       },
       Unlocked());
+  py::class_<Stripes>(m, "Stripes")
+      .def(py::init(&Stripes::cut))
+      .def_readonly("count", &Stripes::stripes)
+      .def_property_readonly("shared", &Stripes::shared)
+      .def("begin", &Stripes::begin)
+      .def("first_holder", &Stripes::first_holder)
+      .def("last_holder", &Stripes::last_holder)
+      .def("place", &Stripes::place);
   py::class_<DeviceLimits>(m, "DeviceLimits").def(py::init([](int processors, int block_shared, int processor_shared) {
     return DeviceLimits{processors, block_shared, processor_shared};
   }));

@@ -1,5 +1,4 @@
 #include "cuda/bitmap_decode.cuh"
-
 #include "cuda/launch.cuh"
 
 namespace ajour::cuda {

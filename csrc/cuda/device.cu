@@ -1,8 +1,7 @@
-#include "cuda/device.h"
-
 #include <cuda_runtime_api.h>
 
 #include "cuda/decode.h"
+#include "cuda/device.h"
 #include "memory/check.h"
 
 namespace ajour::cuda {

@@ -34,8 +34,8 @@ class OnDevice {
 
 // Four warps; 255 registers for each thread leave room for two blocks.
 template <class Decoder, Float16Kind Kind, int TOKENS>
-__global__ void __launch_bounds__(kDecodeWarps* kWarp, 2) stripe_linear(const __grid_constant__ Decoder decoder,
-                                                                        const __grid_constant__ DecodeCall call) {
+__global__ void __launch_bounds__(kDecodeWarps* kWarp, 2)
+    stripe_linear(const __grid_constant__ Decoder decoder, const __grid_constant__ DecodeCall call) {
   extern __shared__ __align__(128) uint8_t shared[];
   StripeLinear<Decoder, Kind, TOKENS>(decoder, call, shared).run();
 }
@@ -75,6 +75,10 @@ void start(const Decoder& decoder, const DecodeCall& call, int device, cudaStrea
 template <class Decoder>
 void start(const Decoder& decoder, const DecodeCall& call, bool bfloat16, int device, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
+  if (reinterpret_cast<uintptr_t>(call.slabs) % kSlabAlign) refuse<KernelError>("slabs must be aligned to 16 bytes");
+  if (call.m < 1 || call.m > call.shape.tokens) {
+    refuse<KernelError>("a launch for up to ", call.shape.tokens, " rows was given ", call.m);
+  }
   if (bfloat16) {
     start<Decoder, Float16Kind::bfloat16>(decoder, call, device, on);
   } else {

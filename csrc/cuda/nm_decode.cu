@@ -1,6 +1,5 @@
-#include "cuda/nm_decode.cuh"
-
 #include "cuda/launch.cuh"
+#include "cuda/nm_decode.cuh"
 
 namespace ajour::cuda {
 

@@ -75,36 +75,26 @@ struct PlacedValues {
     uint32_t pair[kOwned / 2];
   };
 
-  // Reads a lane's places one after the other.
-  struct Places {
-    int at;  // byte of the slab
-    uint32_t word;
-    int left;
+  // A lane's values one after the other: the next one, and the word that holds its place.
+  struct Cursor {
+    int value = 0;
+    uint32_t places = 0;
   };
 
-  __device__ __forceinline__ int next_place(const uint8_t* slab, Places& places) const {
-    if (places.left == 0) {
-      places.at += kWarp * 4;
-      places.word = *reinterpret_cast<const uint32_t*>(slab + places.at);
-      places.left = kPerWord;
-    }
-    const int place = places.word & (GROUP - 1);
-    places.word >>= kBits;
-    --places.left;
-    return place;
-  }
-
-  __device__ __forceinline__ Row expand(const uint8_t* slab, int first, int lane, Places& places) const {
+  __device__ __forceinline__ Row expand(const uint8_t* slab, int lane, Cursor& next) const {
     Row row;
 #pragma unroll
     for (int i = 0; i < kOwned / 2; ++i) row.pair[i] = 0;
-    int value = first;
 #pragma unroll
     for (int group = 0; group < kOwned / GROUP; ++group) {
 #pragma unroll 1
-      for (int e = 0; e < layout.keep; ++e, ++value) {
-        const uint32_t bits = *reinterpret_cast<const uint16_t*>(slab + NMSlabs::value_at(value, lane));
-        const int shift = next_place(slab, places) * 16;
+      for (int e = layout.keep; e > 0; --e, ++next.value, next.places >>= kBits) {
+        if (next.value % kPerWord == 0) {
+          const uint8_t* word = slab + layout.places_at(next.value / kPerWord, lane);
+          next.places = *reinterpret_cast<const uint32_t*>(word);
+        }
+        const uint32_t bits = *reinterpret_cast<const uint16_t*>(slab + NMSlabs::value_at(next.value, lane));
+        const int shift = int(next.places & (GROUP - 1)) * 16;
 #pragma unroll
         for (int i = 0; i < GROUP / 2; ++i) row.pair[group * (GROUP / 2) + i] |= ptx::shift_left(bits, shift - 32 * i);
       }
@@ -114,12 +104,11 @@ struct PlacedValues {
 
   template <Float16Kind Kind, int TOKENS>
   __device__ __forceinline__ void multiply(const uint8_t* slab, const XTile& x, int lane, Sums<TOKENS>& sums) const {
-    Places places{layout.places_at(-1, lane), 0, 0};
+    Cursor next;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
-      const int in_row = layout.row_values;
-      const Row upper = expand(slab, 2 * f * in_row, lane, places);  // row g of the fragment
-      const Row lower = expand(slab, (2 * f + 1) * in_row, lane, places);  // and g + 8
+      const Row upper = expand(slab, lane, next);  // row g of the fragment
+      const Row lower = expand(slab, lane, next);  // and g + 8
 #pragma unroll
       for (int t = 0; t < TOKENS / 8; ++t) {
 #pragma unroll
@@ -138,10 +127,13 @@ struct PlacedValues {
     const int inside = row % kSlabRows, in_row = layout.row_values;
     const int first = (inside / 16 * 2 + inside % 16 / 8) * in_row;
     float sum = 0.0f;
+#pragma unroll 1
     for (int column = 0; column < call.k; column += GROUP) {
       const int lane = inside % 8 * 4 + column % kColumns / kOwned;
       const uint8_t* slab =
-          call.slabs + (int64_t(row / kSlabRows) * ((call.k + kColumns - 1) / kColumns) + column / kColumns) * layout.slab_bytes;
+          call.slabs +
+          (int64_t(row / kSlabRows) * ((call.k + kColumns - 1) / kColumns) + column / kColumns) * layout.slab_bytes;
+#pragma unroll 1
       for (int e = 0; e < layout.keep; ++e) {
         const int value = first + column % kOwned / GROUP * layout.keep + e;
         const uint32_t word = *reinterpret_cast<const uint32_t*>(slab + layout.places_at(value / kPerWord, lane));

@@ -1,5 +1,5 @@
-// The only inline PTX. Each function is one instruction, or the few that always go together; section numbers are those of
-// the PTX ISA.
+// The only inline PTX. Each function is one instruction, or the few that always go together; section numbers are those
+// of the PTX ISA.
 #pragma once
 #include <cstdint>
 
@@ -30,17 +30,15 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
   uint32_t done = 0;
   while (!done) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
 #else
-    asm volatile(
-        "{\n .reg .pred p;\n mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{\n .reg .pred p;\n mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
 #endif
   }
 }
@@ -79,8 +77,8 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t b
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 #endif
@@ -96,9 +94,9 @@ __device__ __forceinline__ void load_matrices(uint32_t (&b)[4], const void* row)
                : "memory");
 }
 
-#define AJOUR_MMA(OPCODE, TYPES)                                                                        \
-  asm volatile(OPCODE TYPES " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"          \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                         \
+#define AJOUR_MMA(OPCODE, TYPES)                                                               \
+  asm volatile(OPCODE TYPES " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 
 // d: [16, 8] += a: [16, 16] @ b: [16, 8].
@@ -119,7 +117,8 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint3
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata), \
                  "n"(Selector))
 
-// d: [16, 8] += a: [16, 32] @ b: [32, 8], a 2:4; the metadata of lanes 2 * Selector and 2 * Selector + 1 of four counts.
+// d: [16, 8] += a: [16, 32] @ b: [32, 8], a 2:4; the metadata of lanes 2 * Selector and 2 * Selector + 1 of four
+// counts.
 template <Float16Kind Kind, int Selector>
 __device__ __forceinline__ void mma_sparse(float (&d)[4], const uint4& a, const uint32_t (&b)[4], uint32_t metadata) {
   if constexpr (Kind == Float16Kind::bfloat16) {

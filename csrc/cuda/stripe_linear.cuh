@@ -30,6 +30,20 @@ struct XTile {
   }
 };
 
+// Inf or NaN of x met a zero of the weight, whose product does not count: the outputs of this lane that are NaN are
+// summed anew. Out of line, as its registers would make the kernel spill.
+template <class Decoder, Float16Kind Kind, int TOKENS>
+__device__ __noinline__ void mend(const Decoder& decoder, const DecodeCall& call, int panel, int lane) {
+  constexpr int kTiles = TOKENS / 8;
+#pragma unroll 1
+  for (int i = 0; i < kFragments * kTiles * 4; ++i) {
+    const int row = row_of(panel, i / (kTiles * 4), i % 4, lane), token = token_of(i / 4 % kTiles, i % 4, lane);
+    if (row >= call.n || token >= call.m) continue;
+    const float known = ptx::to_float<Kind>(call.y[int64_t(token) * call.n + row]);
+    if (known != known) finish<Kind>(call, decoder.template exact<Kind>(call, row, token), row, token);
+  }
+}
+
 template <class Decoder, Float16Kind Kind, int TOKENS>
 class StripeLinear {
   static constexpr int kWarpsN = decode_warps_n(TOKENS), kWarpsK = decode_warps_k(TOKENS);
@@ -41,14 +55,10 @@ class StripeLinear {
   __device__ __forceinline__ StripeLinear(const Decoder& decoder, const DecodeCall& call, uint8_t* shared)
       : decoder_(decoder),
         call_(call),
-        stripes_(call.shape.stripes),
         warp_(threadIdx.x / kWarp),
         lane_(threadIdx.x % kWarp),
         warp_n_(warp_ / kWarpsK),
         warp_k_(warp_ % kWarpsK),
-        panels_((call.n + kSlabRows - 1) / kSlabRows),
-        slabs_((call.k + Decoder::kColumns - 1) / Decoder::kColumns),
-        steps_(stripes_.steps),
         barriers_(reinterpret_cast<uint64_t*>(shared)),
         last_(reinterpret_cast<int*>(shared + kMaxStages * 8)),
         sums_(reinterpret_cast<float*>(shared + DecodeShape::barrier_bytes())),
@@ -62,20 +72,20 @@ class StripeLinear {
       ptx::barrier_init_done();
     }
     __syncthreads();
-    const int begin = stripes_.begin(blockIdx.x);
-    tile_ = fetch_tile_ = begin / steps_;
-    fetch_step_ = begin % steps_;
+    const int begin = call_.shape.stripes.begin(blockIdx.x);
+    tile_ = fetch_tile_ = begin / call_.shape.stripes.steps;
+    fetch_step_ = begin % call_.shape.stripes.steps;
     if (Decoder::kIndexed) ahead_ = extent(fetch_tile_, fetch_step_);
-    left_ = stripes_.begin(blockIdx.x + 1) - begin;
+    left_ = call_.shape.stripes.begin(blockIdx.x + 1) - begin;
     int first = fetch_step_;
 #pragma unroll 1
     for (int i = 0; i < min(call_.shape.stages - 1, left_); ++i) fetch(i);
     for (; left_ > 0; ++tile_) {
-      const int steps = min(left_, steps_ - first), left_after = left_ - steps;
+      const int steps = min(left_, call_.shape.stripes.steps - first), left_after = left_ - steps;
       sum_.clear();
 #pragma unroll 1
       while (left_ > left_after) multiply_next();
-      finish_tile(steps == steps_);
+      finish_tile(steps == call_.shape.stripes.steps);
       first = 0;
     }
   }
@@ -86,8 +96,9 @@ class StripeLinear {
   // A warp beyond the last panel or slab takes the slab of zeros that follows them all: a branch around the products
   // would hold all sums in registers twice.
   __device__ __forceinline__ Extent extent(int tile, int step) const {
-    const bool live = panel(tile) < panels_ && slab(step) < slabs_;
-    return decoder_.extent(call_, live ? panel(tile) * slabs_ + slab(step) : panels_ * slabs_);
+    const bool live = panel(tile) < call_.shape.panels && slab(step) < call_.shape.slabs;
+    return decoder_.extent(
+        call_, live ? panel(tile) * call_.shape.slabs + slab(step) : call_.shape.panels * call_.shape.slabs);
   }
   __device__ __forceinline__ uint8_t* x_of(int slot) const { return stages_ + slot * call_.shape.stage_bytes(); }
   __device__ __forceinline__ uint8_t* slab_of(int slot) const {
@@ -112,7 +123,7 @@ class StripeLinear {
     }
     fetch_x(x_of(slot), fetch_step_ * kStepColumns);
     ptx::arrive_with_copies(barrier);
-    if (++fetch_step_ == steps_) {
+    if (++fetch_step_ == call_.shape.stripes.steps) {
       fetch_step_ = 0;
       ++fetch_tile_;
     }
@@ -173,14 +184,14 @@ class StripeLinear {
   __device__ __forceinline__ void finish_tile(bool whole) {
     add_warps();
     if (!whole && !is_last()) return;
-    if (warp_k_ || panel(tile_) >= panels_) return;
+    if (warp_k_ || panel(tile_) >= call_.shape.panels) return;
     if (!whole) add_stripes();
     write();
   }
 
   __device__ __forceinline__ float* part(int stripe) const {
     float* parts = reinterpret_cast<float*>(call_.scratch + call_.shape.counter_bytes());
-    return parts + stripes_.place(stripe, tile_) * call_.shape.part_floats() + warp_n_ * kSlabRows * TOKENS;
+    return parts + call_.shape.stripes.place(stripe, tile_) * call_.shape.part_floats() + warp_n_ * kSlabRows * TOKENS;
   }
 
   // Leaves this stripe's part of the tile for whoever arrives last; says whether that is this block.
@@ -191,7 +202,7 @@ class StripeLinear {
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-      const unsigned parts = stripes_.last_holder(tile_) - stripes_.first_holder(tile_) + 1;
+      const unsigned parts = call_.shape.stripes.last_holder(tile_) - call_.shape.stripes.first_holder(tile_) + 1;
       *last_ = atomicAdd(reinterpret_cast<unsigned*>(call_.scratch) + tile_, 1u) + 1 == parts;
       __threadfence();
     }
@@ -201,19 +212,13 @@ class StripeLinear {
 
   __device__ __forceinline__ void add_stripes() {
     sum_.clear();
-    const int last = stripes_.last_holder(tile_);
-    for (int stripe = stripes_.first_holder(tile_); stripe <= last; ++stripe) {
+    const int last = call_.shape.stripes.last_holder(tile_);
+    for (int stripe = call_.shape.stripes.first_holder(tile_); stripe <= last; ++stripe) {
       sum_.add(part(stripe), lane_, [](const float4* at) { return __ldcg(at); });
     }
   }
 
-  __device__ __forceinline__ int row_of(int fragment, int element) const {
-    return panel(tile_) * kSlabRows + fragment * kFragmentRows + lane_ / 4 + element / 2 * 8;
-  }
-  __device__ __forceinline__ int token_of(int tile, int element) const { return tile * 8 + lane_ % 4 * 2 + element % 2; }
-
-  // One fragment after the other moves to the front, and through shared memory, as registers can't be indexed: a single
-  // copy of the epilogue, without which 64 tokens spill.
+  // Through shared memory, as registers can't be indexed: a copy of the epilogue for each element would spill.
   __device__ __forceinline__ void write() {
     constexpr int kValues = TOKENS / 8 * 4;  // of a lane in a fragment
     float* mine = room() + lane_;
@@ -225,32 +230,18 @@ class StripeLinear {
 #pragma unroll 1
       for (int i = 0; i < kValues; ++i) {
         const float sum = mine[i * kWarp];
-        if (row_of(f, i % 4) < call_.n && token_of(i / 4, i % 4) < call_.m) {
-          finish<Kind>(call_, sum, row_of(f, i % 4), token_of(i / 4, i % 4));
+        if (row_of(panel(tile_), f, i % 4, lane_) < call_.n && token_of(i / 4, i % 4, lane_) < call_.m) {
+          finish<Kind>(call_, sum, row_of(panel(tile_), f, i % 4, lane_), token_of(i / 4, i % 4, lane_));
           lost |= sum != sum;
         }
       }
     }
-    if (!Decoder::kSkipsInHardware && lost) mend();
-  }
-
-  // Inf or NaN of x met a zero of the weight, whose product does not count: those outputs are summed anew.
-  __device__ __forceinline__ void mend() {
-#pragma unroll 1
-    for (int i = 0; i < kFragments * (TOKENS / 8) * 4; ++i) {
-      const int row = row_of(i / (TOKENS / 8 * 4), i % 4);
-      const int token = token_of(i / 4 % (TOKENS / 8), i % 4);
-      if (row >= call_.n || token >= call_.m) continue;
-      const float known = ptx::to_float<Kind>(call_.y[int64_t(token) * call_.n + row]);
-      if (known != known) finish<Kind>(call_, decoder_.template exact<Kind>(call_, row, token), row, token);
-    }
+    if (!Decoder::kSkipsInHardware && lost) mend<Decoder, Kind, TOKENS>(decoder_, call_, panel(tile_), lane_);
   }
 
   const Decoder& decoder_;
   const DecodeCall& call_;
-  const Stripes stripes_;
   const int warp_, lane_, warp_n_, warp_k_;
-  const int panels_, slabs_, steps_;
   uint64_t* const barriers_;
   int* const last_;
   float* const sums_;
@@ -260,7 +251,7 @@ class StripeLinear {
   int slot_ = 0;                         // where it lies
   uint32_t parity_ = 0;                  // of the slot's barrier
   int fetch_tile_ = 0, fetch_step_ = 0;  // what is fetched next
-  Extent ahead_{};  // of what is fetched next
+  Extent ahead_{};                       // of what is fetched next
   Sums<TOKENS> sum_;
 };
 

@@ -23,18 +23,6 @@ struct Sums {
     }
   }
 
-  // The first fragment is dropped.
-  __device__ __forceinline__ void move_up() {
-#pragma unroll
-    for (int f = 0; f + 1 < kFragments; ++f) {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) value[f][t][e] = value[f + 1][t][e];
-      }
-    }
-  }
-
   // Sums travel between warps and blocks in their own order: [fragment][tile][32 lanes] of 16 bytes.
   __device__ __forceinline__ void store(float* at, int lane) const {
 #pragma unroll
@@ -63,6 +51,14 @@ struct Sums {
     }
   }
 };
+
+// Where an element of a warp's sums belongs.
+__device__ __forceinline__ int row_of(int panel, int fragment, int element, int lane) {
+  return panel * kSlabRows + fragment * kFragmentRows + lane / 4 + element / 2 * 8;
+}
+__device__ __forceinline__ int token_of(int tile, int element, int lane) {
+  return tile * 8 + lane % 4 * 2 + element % 2;
+}
 
 // NaN stays NaN.
 __device__ __forceinline__ float activate(float v, int activation) {

@@ -26,8 +26,8 @@ struct SlabTiles {
   uint64_t* first;
 };
 
-// Tile (row, col) of a slab is register row % 2 + col % 2 * 2 of fragment row / 2 in step col / 2: lane l's are its bits
-// 2 l and 2 l + 1.
+// Tile (row, col) of a slab is register row % 2 + col % 2 * 2 of fragment row / 2 in step col / 2: lane l's are its
+// bits 2 l and 2 l + 1.
 int shift_of(int row, int col) { return row / 2 * 8 + (row % 2 + col % 2 * 2) * 2; }
 
 int64_t offset_at(const BitmapSlabs& s, const BitmapTensors& matrix, int64_t panel, int row, int64_t slab) {
@@ -128,7 +128,8 @@ void pack_bitmap_slabs(const BitmapSlabs& s, const BitmapTensors& matrix, const 
   std::memset(slabs + int64_t(index[s.count()]) * kSlabAlign, 0, BitmapSlabs::kBitBytes);
 }
 
-void unpack_bitmap_slabs(const BitmapSlabs& s, const uint8_t* slabs, const int32_t* index, const BitmapTensors& matrix) {
+void unpack_bitmap_slabs(const BitmapSlabs& s, const uint8_t* slabs, const int32_t* index,
+                         const BitmapTensors& matrix) {
   const int64_t groups = tile_groups_of(s.k);
   each_slab(s, [&](int64_t panel, int64_t slab, int64_t i) {
     const uint8_t* in = slabs + int64_t(index[i]) * kSlabAlign;

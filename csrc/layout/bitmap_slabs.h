@@ -4,8 +4,8 @@
 //   bits    [32 lanes][4 words]: word q is for columns 16 q.., byte f of it for fragment f; its bits stand in the order
 //           of the lane's eight elements of operand A of `mma.m16n8k16`, a0 the lowest
 //   values  those whose bit is set: by q, then by lane, then by bit; padded to 16 bytes
-// A slab of zeros ends them. Slabs differ in size; an index tells where each begins, in units of 16 bytes, and where the
-// last one ends.
+// A slab of zeros ends them. Slabs differ in size; an index tells where each begins, in units of 16 bytes, and where
+// the last one ends.
 #pragma once
 #include "layout/bitmap.h"
 #include "layout/slabs.h"

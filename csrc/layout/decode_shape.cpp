@@ -34,6 +34,8 @@ DecodeShape decode_shape(int64_t m, const SlabGrid& w, const DeviceLimits& devic
   if (tiles * steps > INT32_MAX / kSlabRows) {
     refuse<KernelError>("decoding takes weights of at most ", INT32_MAX / kSlabRows, " steps, found ", tiles * steps);
   }
+  shape.panels = int(w.panels);
+  shape.slabs = int(w.slabs);
   shape.stripes = Stripes::cut(int(tiles), int(steps), device.processors * blocks);
   if (shape.stripes.shared()) {
     shape.scratch_bytes = shape.counter_bytes() + 2 * int64_t(shape.stripes.stripes) * shape.part_floats() * 4;

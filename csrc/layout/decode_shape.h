@@ -10,8 +10,8 @@ constexpr int kDecodeMaxRows = 64;
 constexpr int kMaxStages = 16;
 
 // What a tile of `tokens` rows of x (8, 16, 32 or 64) is to the warps of a block: `warps_n` of them share x and take
-// neighbouring panels, `warps_k` share the panels and take neighbouring slabs. The more tokens, the more panels for each
-// copy of x: 64 tokens by 64 rows would read more bytes of x than of a 2:4 weight.
+// neighbouring panels, `warps_k` share the panels and take neighbouring slabs. The more tokens, the more panels for
+// each copy of x: 64 tokens by 64 rows would read more bytes of x than of a 2:4 weight.
 AJOUR_BOTH constexpr int decode_warps_n(int tokens) { return tokens <= 16 ? 1 : tokens == 32 ? 2 : 4; }
 AJOUR_BOTH constexpr int decode_warps_k(int tokens) { return kDecodeWarps / decode_warps_n(tokens); }
 
@@ -28,11 +28,12 @@ struct SlabGrid {
 };
 
 struct DecodeShape {
-  int tokens;  // of a tile
+  int panels, slabs;  // of the weight, and slabs of a panel
+  int tokens;         // of a tile
   Stripes stripes;
-  int stages;        // of the pipeline
-  int room;          // bytes for a slab
-  int64_t x_bytes;   // of one stage
+  int stages;         // of the pipeline
+  int room;           // bytes for a slab
+  int64_t x_bytes;    // of one stage
   int64_t sum_bytes;  // where the warps that share panels add up, and results are finished
   int64_t shared_bytes;
   int64_t scratch_bytes;  // in global memory: counters, then the parts of shared tiles; 0 if no tile is shared

@@ -4,10 +4,11 @@
 //   values    [2 steps of 32 columns][4 fragments][32 lanes][4 registers of 2 values]: the compressed operand A
 //   metadata  [32 lanes][4 words]: word 2 * step + fragment / 2 serves that step's fragments f and f + 1; the even
 //             fragment's stands in the lanes with c = 0, 1 (sparsity selector 0), the odd one's in those with c = 2, 3
-//             (selector 1). Lane c % 2 = h: nibble j is the code of columns 16 h + 4 j.. of row g, nibble 4 + j of g + 8.
+//             (selector 1). Lane c % 2 = h: nibble j is the code of columns 16 h + 4 j.. of row g, nibble 4 + j of g
+//             + 8.
 // Other patterns with a group of 4, 8, 16 or 32, 128 columns a slab: each lane owns 32 neighbouring columns, 32 c.., of
-// its eight rows, whole groups; the kernel orders x alike. A lane's values stand row by row (fragment, g or g + 8), group
-// by group:
+// its eight rows, whole groups; the kernel orders x alike. A lane's values stand row by row (fragment, g or g + 8),
+// group by group:
 //   values    [value / 2][32 lanes][2]
 //   places    [value / per_word][32 lanes] words, per_word = 32 / position bits, the first one lowest
 #pragma once
@@ -18,16 +19,18 @@ namespace ajour {
 struct NMSlabs {
   int64_t n, k;
   int keep, group;
-  int columns;       // of a slab
-  int per_word;      // places in a word
-  int row_values;    // of one row of one lane; not for 2:4
-  int value_bytes;   // of a slab
-  int slab_bytes;    // with the places or metadata
+  int columns;      // of a slab
+  int per_word;     // places in a word
+  int row_values;   // of one row of one lane; not for 2:4
+  int value_bytes;  // of a slab
+  int slab_bytes;   // with the places or metadata
 
   AJOUR_BOTH bool in_hardware() const { return keep == 2 && group == 4; }
-  AJOUR_BOTH static constexpr int position_bits(int group) { return group == 4 ? 2 : group == 8 ? 3 : group == 16 ? 4 : 5; }
+  AJOUR_BOTH static constexpr int position_bits(int group) {
+    return group == 4 ? 2 : group == 8 ? 3 : group == 16 ? 4 : 5;
+  }
   int64_t panels() const { return ceil_div(n, kSlabRows); }
-  int64_t slabs() const { return ceil_div(k, columns); }  // of a panel
+  int64_t slabs() const { return ceil_div(k, columns); }                   // of a panel
   int64_t bytes() const { return (panels() * slabs() + 1) * slab_bytes; }  // a slab of zeros ends them
 
   // Byte offsets in a slab of what a lane reads. 2:4: 16 bytes each.

@@ -1,10 +1,9 @@
 // Slabs: a weight [n, k] as the warps of the decode kernels consume it.
 //
-// A panel is 64 rows, cut along k into slabs; a warp takes one slab at a time, as one contiguous piece of memory. Inside
-// a slab everything stands where lane l of the warp reads it, as the fragments of `mma.m16n8k16` and of
-// `mma.sp.m16n8k32` want it (PTX ISA 9.7.14.5 and 9.7.14.6; W is the operand with 16 rows): with g = l / 4 and c = l % 4,
-// lane l holds rows g and g + 8 of each of the four fragments of 16 rows.
-// What overhangs n or k is +0.0.
+// A panel is 64 rows, cut along k into slabs; a warp takes one slab at a time, as one contiguous piece of memory.
+// Inside a slab everything stands where lane l of the warp reads it, as the fragments of `mma.m16n8k16` and of
+// `mma.sp.m16n8k32` want it (PTX ISA 9.7.14.5 and 9.7.14.6; W is the operand with 16 rows): with g = l / 4 and c = l %
+// 4, lane l holds rows g and g + 8 of each of the four fragments of 16 rows. What overhangs n or k is +0.0.
 #pragma once
 #include <cstdint>
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmarks import models
 from benchmarks.encoder import encoder
-from benchmarks.llama import llama
+from benchmarks.decoder_layers import llama
 from benchmarks.subjects import smoke_subjects, subjects
 from suites import CPU, told
 

@@ -1,4 +1,4 @@
-"""Runs the decode kernels' own device code on the CPU (tests/emulator): threads as fibers, instructions after PTX's tables."""
+"""Runs the decode kernels' own device code on the CPU: tests/emulator, with instructions after PTX's tables."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def decode(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> tuple[Tensor, str]:
-    """y: [m, n] = activation(x: [m, k] @ matrix.T + bias) + residual by the emulated kernel, and what it says of itself."""
+    """y: [m, n] = activation(x: [m, k] @ matrix.T + bias) + residual as emulated, and what the emulator said."""
     (n, k), m = matrix.shape, x.shape[0]
     bitmap = isinstance(matrix, BitmapMatrix)
     packed = (bitmap_kernel if bitmap else nm_kernel).KERNEL.prepack(matrix, "")

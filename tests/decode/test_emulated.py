@@ -1,4 +1,4 @@
-"""The decode kernels' device code gives the right answer on emulated sm_80 and sm_90, whatever order its threads run in."""
+"""The decode kernels' device code is right on emulated sm_80 and sm_90, whatever order its threads run in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated import ROOT, Launch, decode
 from torch import Tensor
 
 from ajour.formats import NMMatrix, SparseMatrix
 from ajour.terms.pattern import NM, Pattern, Unstructured
 from ajour.terms.problem import ACTIVATIONS
-from emulated import ROOT, Launch, decode
 from pruned import bits, keep_mask, matrix_of, stored_places, truth
 
 PATTERNS: tuple[Pattern, ...] = (
@@ -39,7 +39,9 @@ def test_every_row_count_and_ragged_shape_is_within_the_error_rule(
         x = torch.randn(m, k).to(dtype)
         bias = torch.randn(n).to(dtype) if turn % 2 else None
         residual = torch.randn(m, n).to(dtype) if turn % 3 == 0 else None
-        launch = Launch(bulk=turn % 2 == 0, processors=1 + turn % 5, stages=2 + turn % 4, seed=turn, blocks=1 + turn % 2)
+        launch = Launch(
+            bulk=turn % 2 == 0, processors=1 + turn % 5, stages=2 + turn % 4, seed=turn, blocks=1 + turn % 2
+        )
         y, said = decode(emulator, tmp_path, matrix_of(w, pattern), x, launch, bias, residual, activation)
         truth(x, w, bias, residual, activation).check(y, f"{pattern} {n}x{k} m={m} {dtype} {launch} {said}")
 
@@ -92,7 +94,9 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(
 def every_code(dtype: torch.dtype) -> tuple[SparseMatrix, Tensor]:
     """Rows that repeat each of the six codes of 2:4, in rising and falling order, and every pair of them."""
     codes = torch.tensor([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
-    order = torch.cat([torch.arange(6), torch.arange(5, -1, -1), torch.cartesian_prod(*[torch.arange(6)] * 2).flatten()])
+    order = torch.cat(
+        [torch.arange(6), torch.arange(5, -1, -1), torch.cartesian_prod(*[torch.arange(6)] * 2).flatten()]
+    )
     n, groups = 72, 50
     w = torch.zeros(n, groups, 4)
     for row in range(n):
@@ -106,7 +110,7 @@ def every_code(dtype: torch.dtype) -> tuple[SparseMatrix, Tensor]:
 def test_all_six_codes_of_2_4_reach_their_column(dtype: torch.dtype, emulator: Path, tmp_path: Path) -> None:
     """x is a unit vector for each column in turn, so y gives the weight back, bit for bit."""
     matrix, w = every_code(dtype)
-    n, k = w.shape
+    k = w.shape[1]
     for first in range(0, k, 64):
         x = torch.eye(k, dtype=dtype)[first : first + 64]
         y, _ = decode(emulator, tmp_path, matrix, x, Launch(bulk=first % 128 == 0))

@@ -1,5 +1,5 @@
-// A thread block on the CPU: every thread a fiber, run in random order, so that what a barrier has to order comes in every
-// order. Asynchronous copies land at random moments, as late as possible; until then their target is poisoned.
+// A thread block on the CPU: every thread a fiber, run in random order, so that what a barrier has to order comes in
+// every order. Asynchronous copies land at random moments, as late as possible; until then their target is poisoned.
 #pragma once
 #include <csetjmp>
 #include <cstdint>

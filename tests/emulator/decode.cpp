@@ -1,5 +1,5 @@
-// Runs a decode kernel's own code on the CPU: decode PROBLEM RESULT. The problem file holds 64-bit integers (below), then
-// the tensors; the result is y as its bits.
+// Runs a decode kernel's own code on the CPU: decode PROBLEM RESULT. The problem file holds 64-bit integers (below),
+// then the tensors; the result is y as its bits.
 #include <cstdio>
 #include <fstream>
 #include <stdexcept>
@@ -43,10 +43,10 @@ void run(const Problem& p, const Decoder& decoder, const DecodeCall& call, int64
   std::shuffle(order.begin(), order.end(), random);
   for (int index : order) {
     emulator::Block block(
-        index, random(),
-        [&](uint8_t* shared) { StripeLinear<Decoder, Kind, TOKENS>(decoder, call, shared).run(); },
+        index, random(), [&](uint8_t* shared) { StripeLinear<Decoder, Kind, TOKENS>(decoder, call, shared).run(); },
         size_t(call.shape.shared_bytes));
-    block.readable = {{call.slabs, size_t(p.slab_bytes)}, {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
+    block.readable = {{call.slabs, size_t(p.slab_bytes)},
+                      {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
     block.run();
   }
 }
@@ -107,7 +107,8 @@ void decode(const char* problem, const char* result) {
   const Aligned<uint8_t> slabs(read<uint8_t>(in, p.slab_bytes), 0);
   const Aligned<int32_t> index(read<int32_t>(in, p.index_count), 0);
   const Aligned<uint16_t> x(read<uint16_t>(in, x_size), p.x_offset);
-  const auto bias = read<uint16_t>(in, p.has_bias ? p.n : 0), residual = read<uint16_t>(in, p.has_residual ? p.m * p.n : 0);
+  const auto bias = read<uint16_t>(in, p.has_bias ? p.n : 0),
+             residual = read<uint16_t>(in, p.has_residual ? p.m * p.n : 0);
   const NMSlabs w = p.kind ? NMSlabs{} : nm_slabs(p.n, p.k, int(p.keep), int(p.group));
   const int columns = p.kind ? BitmapDecoder::kColumns : w.columns;
   DecodeCall call{};

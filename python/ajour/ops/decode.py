@@ -38,7 +38,7 @@ def why_not(problem: Problem) -> str | None:
 
 
 def configs(problem: Problem) -> tuple[str, ...]:
-    """"c2 s4": two blocks on a multiprocessor, at most four stages in flight; the likely best one first."""
+    """ "c2 s4": two blocks on a multiprocessor, at most four stages in flight; the likely best one first."""
     return (_DEFAULT, "c1 s8", "c1 s4", "c3 s3", "c2 s3")
 
 

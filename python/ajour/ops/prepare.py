@@ -14,7 +14,8 @@ from ajour.terms.row_table import make_row_table, parse_row_table
 
 Choice = tuple[int | None, str, str]  # largest number of rows or None, kernel, config
 
-_CONFIG_FREE = ("canonical", "scheduled", "dense", "nm_slabs", "bitmap_slabs")  # packed orders that no config changes
+# packed orders that no config changes
+_CONFIG_FREE = ("canonical", "scheduled", "dense", "nm_slabs", "bitmap_slabs", "cusparselt")
 
 
 def prepare(op: LinearOp, matrix: SparseMatrix, choices: Sequence[Choice]) -> tuple[list[Tensor], str]:

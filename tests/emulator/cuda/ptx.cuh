@@ -9,6 +9,7 @@
 
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
 
 struct uint2 {
   uint32_t x, y;
@@ -200,7 +201,8 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         const int column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
         a[row][column] = element<Kind>(all.given[lane], 4, i);
       }
-      for (int i = 0; i < 4; ++i) b[in_group * 2 + (i & 1) + (i < 2 ? 0 : 8)][group] = element<Kind>(all.given[lane], 8, i);
+      for (int i = 0; i < 4; ++i)
+        b[in_group * 2 + (i & 1) + (i < 2 ? 0 : 8)][group] = element<Kind>(all.given[lane], 8, i);
     }
     double sums[16][8] = {};
     for (int i = 0; i < 16; ++i) {
@@ -224,7 +226,8 @@ void mma_sparse(float (&d)[4], const uint4& a, const uint32_t (&b)[4], uint32_t 
     float b[32][8];
     double sums[16][8] = {};
     for (int lane = 0; lane < 32; ++lane) {
-      for (int i = 0; i < 8; ++i) b[lane % 4 * 2 + (i & 1) + i / 2 * 8][lane / 4] = element<Kind>(all.given[lane], 8, i);
+      for (int i = 0; i < 8; ++i)
+        b[lane % 4 * 2 + (i & 1) + i / 2 * 8][lane / 4] = element<Kind>(all.given[lane], 8, i);
     }
     for (int lane = 0; lane < 32; ++lane) {
       const int group = lane / 4, in_group = lane % 4;

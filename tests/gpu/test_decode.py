@@ -1,0 +1,145 @@
+"""The decode kernels on a GPU: right for every row count and ragged shape, and the same bits every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ajour.formats import SparseMatrix
+from ajour.ops import LINEAR_OPS
+from ajour.ops.functional import op_of, problem_of
+from ajour.ops.library import LinearOp
+from ajour.ops.prepare import prepare, restore
+from ajour.terms.errors import KernelError
+from ajour.terms.pattern import NM, Pattern, Unstructured
+from ajour.terms.problem import ACTIVATIONS
+from pruned import bits, keep_mask, matrix_of, stored_places, truth
+
+PATTERNS: tuple[Pattern, ...] = (
+    *(NM(*p) for p in ((2, 4), (1, 4), (3, 4), (1, 8), (2, 8), (4, 8), (2, 16), (1, 32), (5, 32))),
+    Unstructured(),
+)
+SHAPES = ((64, 256), (1, 1), (65, 33), (1000, 1000), (4096, 512), (130, 5000))
+DTYPES = (torch.bfloat16, torch.float16)
+GRAPHS = [("nm_linear", NM(2, 4)), ("nm_linear", NM(2, 8)), ("bitmap_linear", Unstructured())]
+
+
+def drawn(pattern: Pattern, n: int, k: int, dtype: torch.dtype, density: float = 0.4) -> Tensor:
+    return torch.where(keep_mask(pattern, n, k, density), torch.randn(n, k), 0.0).to(dtype)
+
+
+def on_gpu(pattern: Pattern, w: Tensor) -> tuple[LinearOp, SparseMatrix]:
+    matrix = matrix_of(w, pattern).to("cuda")
+    return op_of(matrix), matrix
+
+
+def kernels(op: LinearOp, matrix: SparseMatrix, m: int) -> list[tuple[str, str, list[Tensor], str]]:
+    """Kernel, configuration, packed tensors and table of each GPU kernel that takes m rows."""
+    problem, found = problem_of(matrix, m), []
+    for name in ("cuda_decode", "cusparselt", "triton"):
+        if name not in op.kernels or op.kernel(name).why_not(problem):
+            continue
+        configs = op.kernel(name).configs(problem)
+        for config in configs if name == "cuda_decode" else configs[:1]:
+            found.append((name, config, *prepare(op, matrix, [(None, name, config)])))
+    return found
+
+
+@pytest.mark.parametrize("m", [*range(1, 18), 24, 31, 32, 33, 48, 63, 64])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_every_row_count_is_within_the_error_rule_and_repeats_itself(pattern: Pattern, m: int) -> None:
+    for turn, (n, k) in enumerate(SHAPES):
+        dtype, activation = DTYPES[(turn + m) % 2], ACTIVATIONS[(turn + m) % len(ACTIVATIONS)]
+        w, x = drawn(pattern, n, k, dtype, (0.1, 0.5, 0.9)[turn % 3]), torch.randn(m, k).to(dtype)
+        bias = torch.randn(n).to(dtype) if turn % 2 else None
+        residual = torch.randn(m, n).to(dtype) if turn % 3 else None
+        expected = truth(x, w, bias, residual, activation)
+        op, matrix = on_gpu(pattern, w)
+        given = [None if t is None else t.cuda() for t in (bias, residual)]
+        for name, config, packed, table in kernels(op, matrix, m):
+            first, again = (op.call(x.cuda(), packed, given[0], table, activation, given[1]) for _ in range(2))
+            expected.check(first.cpu(), f"{name} {config} {pattern} {n}x{k} m={m} {dtype} {activation}")
+            assert torch.equal(bits(first), bits(again)), f"{name} {config}: two runs differ"
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_small_problems_for_the_sanitizer(pattern: Pattern) -> None:
+    """Shared tiles, a ragged end, unaligned rows of x: small enough for tools that run a hundred times slower."""
+    w = drawn(pattern, 130, 300, torch.bfloat16)
+    op, matrix = on_gpu(pattern, w)
+    packed, table = prepare(op, matrix, [(None, "cuda_decode", "c1 s3")])
+    for m, width in ((9, 300), (3, 304), (40, 304)):
+        x = torch.randn(m, width, device="cuda").bfloat16()[:, :300]
+        y = op.call(x, packed, None, table, "silu")
+        truth(x.cpu(), w, None, None, "silu").check(y.cpu(), f"{pattern} {tuple(x.shape)} {x.stride()}")
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(2, 8), NM(3, 16), Unstructured()], ids=str)
+def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(pattern: Pattern) -> None:
+    op, matrix = on_gpu(pattern, drawn(pattern, 200, 520, torch.bfloat16))
+    x = torch.randn(19, 520).bfloat16()
+    x[0, 3], x[4, 519], x[18, 100] = float("inf"), float("nan"), -float("inf")
+    w, stored = matrix.to_dense().cpu(), stored_places(matrix.to("cpu"))
+    expected = torch.where(stored, x.double()[:, None] * w.double(), 0.0).sum(-1)
+    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
+    y = op.call(x.cuda(), packed, None, table, "none").cpu().double()
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y[y.isinf()], expected[expected.isinf()])
+
+
+@pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)
+def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls(name: str, pattern: Pattern) -> None:
+    """One layer in two graphs on two streams: no call may share its scratch with another."""
+    op, matrix = on_gpu(pattern, drawn(pattern, 3000, 4096, torch.bfloat16))
+    assert op is LINEAR_OPS[name]
+    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
+    xs = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (1, 17)]
+    eager = [op.call(x, packed, None, table, "none") for x in xs]
+    graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
+    for x in xs:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs.append([op.call(x, packed, None, table, "none") for _ in range(8)])
+        graphs.append(graph)
+    for _ in range(20):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        torch.cuda.synchronize()
+        for expected, found in zip(eager, outputs, strict=True):
+            assert all(torch.equal(bits(y), bits(expected)) for y in found)
+
+
+@pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)
+def test_any_stream_and_any_device(name: str, pattern: Pattern) -> None:
+    w, x = drawn(pattern, 700, 800, torch.float16), torch.randn(5, 800).half()
+    expected = truth(x, w, None, None, "none")
+    for device in range(torch.cuda.device_count()):
+        matrix = matrix_of(w, pattern).to(f"cuda:{device}")
+        packed, table = prepare(LINEAR_OPS[name], matrix, [(None, "cuda_decode", "")])
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            y = LINEAR_OPS[name].call(x.to(f"cuda:{device}"), packed, None, table, "none")
+        torch.cuda.synchronize(device)
+        assert torch.cuda.current_device() == 0, "a call changed the current device"
+        expected.check(y.cpu(), f"cuda:{device}")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_the_packed_form_gives_the_matrix_back(pattern: Pattern) -> None:
+    op, matrix = on_gpu(pattern, drawn(pattern, 192, 320, torch.bfloat16))
+    for name, config, packed, table in kernels(op, matrix, 8):
+        back = restore(op, packed, table)
+        for part, tensor in matrix.tensors().items():
+            assert torch.equal(bits(back.tensors()[part]), bits(tensor)), f"{name} {config}: {part}"
+
+
+def test_what_can_not_run_is_an_error_and_no_launch() -> None:
+    op, matrix = on_gpu(NM(2, 4), drawn(NM(2, 4), 64, 64, torch.bfloat16))
+    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
+    with pytest.raises(KernelError, match="takes 1 to 64 rows"):
+        op.call(torch.randn(65, 64, device="cuda").bfloat16(), packed, None, table, "none")
+    odd = torch.empty(packed[0].numel() + 1, dtype=torch.bfloat16, device="cuda")[1:].copy_(packed[0])
+    with pytest.raises(KernelError, match="aligned to 16 bytes"):
+        op.call(torch.randn(1, 64, device="cuda").bfloat16(), [odd], None, table, "none")
+    torch.cuda.synchronize()
