@@ -33,8 +33,8 @@ RULES = {
     ),
 }
 ALWAYS = (
-    "Percentages count zeros. int4 holds weights alone (4.125 bits each, with group scales) and multiplies at the dense "
-    "rate; fp8 needs fp8 products. Weights are taken to come from memory, not from a cache.\n"
+    "Percentages count zeros. int4 holds weights alone (4.125 bits each, with group scales) and multiplies at the "
+    "dense rate; fp8 needs fp8 products. Weights are taken to come from memory, not from a cache.\n"
     "Limits, not promises: no kernel can be faster, and real ones are slower. Only linear layers are counted; what "
     "else the model does runs as before, so the whole model gains less."
 )
