@@ -90,18 +90,23 @@ AJOUR_INLINE void store_weights(const Row<Rule>& r, int64_t i, Vec w, int count)
   store_some(static_cast<T*>(r.row.weight) + i, w, count);
 }
 
+constexpr int kAhead = 16 * kWord;  // entries
+
+template <class T>
+AJOUR_INLINE void prefetch_grads(const UpdateRow& row, int64_t i) {
+  AJOUR_UNROLL for (int line = 0; line < kWord; line += 64 / sizeof(T)) {
+    __builtin_prefetch(static_cast<const T*>(row.grad) + i + line);
+  }
+}
+
 // Asks for the states and gradients of 64 entries: where whole words are skipped, the processor doesn't foresee which.
 template <class T, class Rule>
 AJOUR_INLINE void prefetch_word(const UpdateRow& row, int64_t i) {
   AJOUR_UNROLL for (int line = 0; line < kWord; line += 16) {
     AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) __builtin_prefetch(row.states[j] + i + line, 1);
   }
-  AJOUR_UNROLL for (int line = 0; line < kWord; line += 64 / sizeof(T)) {
-    __builtin_prefetch(static_cast<const T*>(row.grad) + i + line);
-  }
+  prefetch_grads<T>(row, i);
 }
-
-constexpr int kAhead = 8 * kWord;  // entries
 
 // Entries begin to begin + entries of a parameter whose states have an entry for each of the weight's.
 template <class T, class Rule, bool Master>
@@ -197,6 +202,9 @@ int64_t update_compact(const Row<Rule>& given, int64_t begin, int64_t entries, i
   for (int64_t i = 0; i < entries; i += kWord) {
     const int64_t left = entries - i;
     const uint64_t word = words[i / kWord] = mask_word(r.row.bits, begin + i, left);
+    if (begin + i + kAhead + kWord <= r.row.numel && mask_word(r.row.bits, begin + i + kAhead, kWord)) {
+      prefetch_grads<T>(r.row, begin + i + kAhead);
+    }
     if (word) {
       kept += collect_word<T, Master>(r.row, begin + i, left, word, weights + kept, grads + kept);
     } else {

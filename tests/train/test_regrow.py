@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,7 +211,7 @@ def test_blocks_move_whole(method: str) -> None:
         assert blocks.all(3).all(1).double().mean() == 0.5
 
 
-def test_a_reload_in_the_middle_changes_nothing(tmp_path: Any) -> None:
+def test_a_reload_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     whole = parts("compact", method="set")
     torch.manual_seed(0)
     half = parts("compact", method="set")

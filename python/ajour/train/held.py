@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ajour.ops.masked_update.update import UpdateKernel, chunk_offsets, flat_kept
+from ajour.ops.masked_update.update import Slice, UpdateKernel, chunk_offsets, flat_kept
 from ajour.train.mask import Mask
 
 STORAGES = ("dense", "compact")
@@ -27,6 +28,7 @@ class Held:
         self.mask: Mask | None = None
         self.part: Mask | None = None
         self.offsets: Tensor | None = None
+        self.sliced: Sliced | None = None
         self.seed = (seed ^ _shard(parameter) * 0x9E3779B1) & 0xFFFFFFFF
         if mask is not None:
             self.take(mask)
@@ -68,6 +70,19 @@ class Held:
         return spread(stored, self.bits, self.local.shape)
 
 
+@dataclass(frozen=True)
+class Sliced:
+    """A parameter as the last step's kernel read it, and the tensors that this was made of."""
+
+    stored: list[Tensor | None]
+    slice: Slice
+
+    def same(self, weight: Tensor, stored: list[Tensor | None]) -> bool:
+        """Whether it still stands: the weight in the same place (a copy never is) and the very same tensors."""
+        moved = weight.data_ptr() != self.slice.weight.data_ptr() or len(stored) != len(self.stored)
+        return not moved and all(a is b for a, b in zip(stored, self.stored, strict=True))
+
+
 def spread(stored: Tensor, bits: Tensor | None, shape: torch.Size) -> Tensor:
     """A moment of `shape` from one of kept entries alone; one of `shape` already stays as it is."""
     if stored.shape == shape or bits is None:
@@ -88,7 +103,7 @@ def _shard(parameter: Tensor) -> int:
 def local(t: Tensor) -> Tensor:
     """What of a (possibly sharded) tensor lies in this process, without a graph."""
     part: Tensor = t.to_local() if hasattr(t, "to_local") else t  # a DTensor, without importing torch.distributed
-    return part.detach()
+    return part.detach() if part.requires_grad else part
 
 
 def local_part(mask: Mask, parameter: Tensor) -> Mask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from ajour.ops.masked_update.update import STATES, Slice, Update, UpdateOp
 from ajour.terms.errors import KernelError, PatternError
-from ajour.train.held import STORAGES, Held, local
+from ajour.train.held import STORAGES, Held, Sliced, local
 from ajour.train.mask import Mask
 from ajour.train.masks import Masks, check_shape
 from ajour.train.stored_state import checked, loaded_groups, paired
@@ -84,8 +85,8 @@ class MaskedOptimizer(Optimizer):
             coefficients = torch.cat([each for _, _, each in parts])
             kernel.run(Update(rule, slices, coefficients, stochastic, grad_scale, found_inf, self._uploaded))
             for parameter, piece in zip((p for each, _, _ in parts for p in each), slices, strict=True):
-                if not (weight := self._held[parameter].local).is_contiguous():
-                    weight.copy_(piece.weight.view(weight.shape))  # the kernel worked on a copy
+                if not parameter.is_contiguous():  # the kernel worked on a copy
+                    self._held[parameter].local.copy_(piece.weight.view(self._held[parameter].local.shape))
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -194,7 +195,7 @@ class MaskedOptimizer(Optimizer):
             state = self.state[parameter]
             if "step" not in state:
                 self._begin(group, held, state)
-            key = held.kernel, rule, held.local.device, held.local.dtype, "master" in state
+            key = held.kernel, rule, parameter.device, parameter.dtype, "master" in state
             found.setdefault(key, []).append(parameter)
         return found
 
@@ -218,10 +219,16 @@ class MaskedOptimizer(Optimizer):
             state["mask"] = held.bits
 
     def _slice(self, group: dict[str, Any], parameter: Tensor) -> Slice:
-        held, state = self._held[parameter], self.state[parameter]
-        assert parameter.grad is not None
-        states = tuple(state[name].view(-1) for name in STATES[self._rule(group)])
-        master = state["master"].view(-1) if "master" in state else None
-        offsets = held.offsets if states or master is not None else None
-        w, g = held.local.contiguous().view(-1), local(parameter.grad).contiguous().view(-1)
-        return Slice(w, g, held.bits, offsets, states, master, held.seed)
+        """The parameter as a kernel reads it; what didn't change since the last step is taken from there."""
+        held, state, grad = self._held[parameter], self.state[parameter], parameter.grad
+        assert grad is not None
+        w = held.local
+        names = (*STATES[self._rule(group)], *(("master",) if "master" in state else ()))
+        stored = [held.bits, *(state[name] for name in names)]
+        if held.sliced is None or not held.sliced.same(w, stored):
+            flat = [state[name].view(-1) for name in names]
+            master = flat.pop() if "master" in state else None
+            offsets = held.offsets if names else None
+            flat_w = w.contiguous().view(-1)
+            held.sliced = Sliced(stored, Slice(flat_w, flat_w, held.bits, offsets, tuple(flat), master, held.seed))
+        return replace(held.sliced.slice, grad=local(grad).contiguous().view(-1))
