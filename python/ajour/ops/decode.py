@@ -69,7 +69,7 @@ def _limits(device: int) -> Any:
 
 @cache
 def shape_of(tokens: int, n: int, k: int, columns: int, room: int, config: str, device: int) -> Any:
-    """The DecodeShape for up to `tokens` rows, remembered: it is the same in every call of a layer."""
+    """The DecodeShape for up to `tokens` rows, remembered: the same in every call of a layer."""
     return native.DecodeShape(tokens, n, k, columns, room, _limits(device), *parse_config(config))
 
 
