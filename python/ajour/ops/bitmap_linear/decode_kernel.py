@@ -71,6 +71,8 @@ def _run(
         x = x.contiguous()
         stride = k
     m, device = x.shape[0], x.get_device()
+    if m > decode.MOST_ROWS:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
     shape = decode.shape_of(decode.tokens_of(m), n, k, _COLUMNS, room.shape[0], entry.config, device)
     y = x.new_empty(m, n)
     scratch = x.new_empty(shape.scratch_bytes // 2) if shape.scratch_bytes else None

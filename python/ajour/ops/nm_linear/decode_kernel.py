@@ -78,6 +78,8 @@ def _run(
         x = x.contiguous()
         stride = entry.k
     m, device, pattern = x.shape[0], x.get_device(), entry.pattern
+    if m > decode.MOST_ROWS:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
     layout, shape, room = _launch(
         pattern.keep,  # type: ignore[union-attr]
         pattern.group,  # type: ignore[union-attr]
