@@ -93,7 +93,7 @@ void bind_products(py::module_& m) {
                             at<int32_t>(index),
                             at<uint16_t>(x),
                             x_stride,
-                            x % 16 == 0 && x_stride % 8 == 0,
+                            x % 16 == 0 && (rows == 1 || x_stride % 8 == 0),
                             at<uint16_t>(bias),
                             at<uint16_t>(residual),
                             at<uint16_t>(y),

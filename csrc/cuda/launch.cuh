@@ -49,6 +49,7 @@ void start(const Decoder& decoder, const DecodeCall& call, int device, cudaStrea
   const OnDevice on(device);
   if (device >= kDevices || allowed[device].load(std::memory_order_relaxed) < shared) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "shared memory");
     if (device < kDevices) allowed[device].store(shared, std::memory_order_relaxed);
   }
   if (call.shape.scratch_bytes) {

@@ -52,13 +52,15 @@ void each_value(const BitmapSlabs& s, const BitmapTensors& matrix, int64_t panel
   int64_t place = 0;
   for (int step = 0; step < BitmapSlabs::kSteps; ++step) {
     for (int lane = 0; lane < kWarp; ++lane) {
-      for (int row = 0; row < kTiles; row += 2) {
-        for (int reg = 0; reg < 4; ++reg) {
-          const int r = row + reg % 2, c = 2 * step + reg / 2;
-          const int two = int(bits[r][c] >> 2 * lane & 3);
-          if (two & 1) visit(next[r][c]++, place++);
-          if (two & 2) visit(next[r][c]++, place++);
+      uint32_t word = 0;
+      for (int row = 0; row < kTiles; ++row) {
+        for (int c = 0; c < 2; ++c) {
+          word |= uint32_t(bits[row][2 * step + c] >> 2 * lane & 3) << shift_of(row, 2 * step + c);
         }
+      }
+      for (; word; word &= word - 1) {
+        const int bit = __builtin_ctz(word), reg = bit % 8 / 2;
+        visit(next[bit / 8 * 2 + reg % 2][2 * step + reg / 2]++, place++);
       }
     }
   }

@@ -50,7 +50,7 @@ void or_word(uint8_t* at, uint32_t bits) {
   std::memcpy(at, &word, 4);
 }
 
-// Calls visit(values, positions, row of its panel, panel) for each row of the weight, on torch's threads.
+// Calls visit(panel, its rows) for each panel of the weight, on torch's threads.
 template <class Visit>
 void each_panel(const NMSlabs& s, const Visit& visit) {
   parallel_for(0, s.panels(), 1, [&](int64_t first, int64_t last) {
@@ -58,14 +58,30 @@ void each_panel(const NMSlabs& s, const Visit& visit) {
   });
 }
 
-void pack_hardware_row(const NMSlabs& s, const uint16_t* values, const uint8_t* positions, int row, uint8_t* panel) {
+// Calls visit(group, its slab, its place) for each group of a row; a slab's 16 places are the same in every slab.
+template <class Byte, class Visit>
+void each_group(const NMSlabs& s, int row, Byte* panel, const Visit& visit) {
+  GroupPlace places[16];
+  for (int i = 0; i < 16; ++i) places[i] = hardware_place(row, i);
   const int64_t groups = ceil_div(s.k, 4);
-  for (int64_t i = 0; i < groups; ++i) {
-    uint8_t* slab = panel + i / 16 * s.slab_bytes;
-    const GroupPlace place = hardware_place(row, int(i % 16));
+  for (int64_t first = 0; first < groups; first += 16, panel += s.slab_bytes) {
+    const int inside = int(std::min<int64_t>(16, groups - first));
+    for (int i = 0; i < inside; ++i) visit(first + i, panel, places[i]);
+  }
+}
+
+void pack_hardware_row(const NMSlabs& s, const uint16_t* values, const uint8_t* positions, int row, uint8_t* panel) {
+  each_group(s, row, panel, [&](int64_t i, uint8_t* slab, const GroupPlace& place) {
     std::memcpy(slab + place.value, values + 2 * i, 4);
     or_word(slab + place.word, uint32_t(positions[i / 2] >> (i % 2 * 4) & 15) << place.shift);
-  }
+  });
+}
+
+void unpack_hardware_row(const NMSlabs& s, const uint8_t* panel, int row, uint16_t* values, uint8_t* positions) {
+  each_group(s, row, panel, [&](int64_t i, const uint8_t* slab, const GroupPlace& place) {
+    std::memcpy(values + 2 * i, slab + place.value, 4);
+    positions[i / 2] |= uint8_t((load_word(slab + place.word) >> place.shift & 15) << (i % 2 * 4));
+  });
 }
 
 // Groups that no row or no column of the weight has still need a legal code: the smallest positions, as everywhere.
@@ -156,12 +172,7 @@ void unpack_nm_slabs(const NMSlabs& s, const uint8_t* slabs, void* values, uint8
       uint8_t* places = positions + (panel * 64 + row) * width;
       std::memset(places, 0, size_t(width));
       if (s.in_hardware()) {
-        for (int64_t i = 0; i < kept / 2; ++i) {
-          const uint8_t* slab = in + i / 16 * s.slab_bytes;
-          const GroupPlace place = hardware_place(row, int(i % 16));
-          std::memcpy(to + 2 * i, slab + place.value, 4);
-          places[i / 2] |= uint8_t((load_word(slab + place.word) >> place.shift & 15) << (i % 2 * 4));
-        }
+        unpack_hardware_row(s, in, row, to, places);
         continue;
       }
       each_value(s, row, [&](int64_t entry, int64_t value, int64_t word, int shift) {

@@ -14,6 +14,7 @@ from ajour.ops.nm_linear import cusparselt_kernel, decode_kernel
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM, Pattern, Unstructured
 from ajour.terms.problem import Problem
+from ajour.terms.row_table import parse_row_table
 
 TWO_FOUR = NM(2, 4)
 
@@ -35,7 +36,7 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (problem(device="cpu"), "it runs on CUDA, this layer is on cpu"),
         (problem(dtype="float32"), "it takes bfloat16 and float16, this layer is float32"),
-        (problem(m=65), "it takes 1 to 64 rows, these are 65 rows"),
+        (problem(m=65), "it is for 1 to 64 rows, these are 65 rows"),
         (problem(capability=(7, 5)), r"it needs compute capability 8\.0, this device has 7\.5"),
         (problem(NM(3, 5)), "it takes groups of 4, 8, 16 and 32, this pattern is 3:5"),
         (
@@ -143,3 +144,20 @@ def test_cusparselt_is_asked_as_torch_asks_it(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [(32, 8, 3)]
     back = cusparselt_kernel.KERNEL.unpack(packed, NM(2, 4), (48, 32))
     assert all(torch.equal(back.tensors()[name], t) for name, t in matrix.tensors().items())
+
+
+@pytest.mark.parametrize("m", [65, 128, 200])
+def test_more_rows_than_a_tile_holds_are_taken_tile_by_tile(m: int) -> None:
+    """A plan's last choice serves any number of rows, measured or not."""
+    x, residual, w = torch.randn(m, 12), torch.randn(m, 7), torch.randn(7, 12)
+    sizes = []
+
+    def run(x: torch.Tensor, packed: Any, bias: Any, residual: torch.Tensor, activation: str, entry: Any) -> Any:
+        sizes.append(x.shape[0])
+        return x @ w.T + residual
+
+    (entry,) = parse_row_table("7x12 float32 2:4 | * cuda_decode 0:1").entries
+    y = decode.in_pieces(run, x, [], None, residual, "none", entry)
+    torch.testing.assert_close(y, x @ w.T + residual)
+    assert sum(sizes) == m
+    assert max(sizes) == 64

@@ -134,11 +134,20 @@ def test_the_packed_form_gives_the_matrix_back(pattern: Pattern) -> None:
             assert torch.equal(bits(back.tensors()[part]), bits(tensor)), f"{name} {config}: {part}"
 
 
-def test_what_can_not_run_is_an_error_and_no_launch() -> None:
+@pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)
+def test_more_rows_than_it_is_for_are_right_too(name: str, pattern: Pattern) -> None:
+    """A plan's last choice serves any number of rows, measured or not."""
+    w = drawn(pattern, 200, 320, torch.bfloat16)
+    packed, table = prepare(LINEAR_OPS[name], on_gpu(pattern, w)[1], [(None, "cuda_decode", "")])
+    for m in (65, 128, 200):
+        x, residual = torch.randn(m, 320).bfloat16(), torch.randn(m, 200).bfloat16()
+        y = LINEAR_OPS[name].call(x.cuda(), packed, None, table, "relu", residual.cuda())
+        truth(x, w, None, residual, "relu").check(y.cpu(), f"{pattern} m={m}")
+
+
+def test_slabs_that_are_not_aligned_are_an_error_and_no_launch() -> None:
     op, matrix = on_gpu(NM(2, 4), drawn(NM(2, 4), 64, 64, torch.bfloat16))
     packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
-    with pytest.raises(KernelError, match="takes 1 to 64 rows"):
-        op.call(torch.randn(65, 64, device="cuda").bfloat16(), packed, None, table, "none")
     odd = torch.empty(packed[0].numel() + 1, dtype=torch.bfloat16, device="cuda")[1:].copy_(packed[0])
     with pytest.raises(KernelError, match="aligned to 16 bytes"):
         op.call(torch.randn(1, 64, device="cuda").bfloat16(), [odd], None, table, "none")

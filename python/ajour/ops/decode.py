@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ajour._native import HAS_CUDA, native
 from ajour.terms.errors import KernelError
 from ajour.terms.problem import ACTIVATIONS, Problem
+from ajour.terms.row_table import RowEntry
 
 ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 MOST_ROWS: int = native.DECODE_ROWS
@@ -30,7 +33,7 @@ def why_not(problem: Problem) -> str | None:
     if problem.dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 and float16, this layer is {problem.dtype}"
     if problem.m > MOST_ROWS:
-        return f"it takes 1 to {MOST_ROWS} rows, these are {problem.m} rows"
+        return f"it is for 1 to {MOST_ROWS} rows, these are {problem.m} rows"
     if problem.capability is not None and problem.capability < (8, 0):
         found = ".".join(map(str, problem.capability))
         return f"it needs compute capability 8.0, this device has {found}"
@@ -69,8 +72,25 @@ def _limits(device: int) -> Any:
 
 @cache
 def shape_of(tokens: int, n: int, k: int, columns: int, room: int, config: str, device: int) -> Any:
-    """The DecodeShape for up to `tokens` rows, remembered: it is the same in every call of a layer."""
+    """The DecodeShape for up to `tokens` rows, remembered: the same in every call of a layer."""
     return native.DecodeShape(tokens, n, k, columns, room, _limits(device), *parse_config(config))
+
+
+def in_pieces(
+    run: Callable[..., Tensor],
+    x: Tensor,
+    packed: Sequence[Tensor],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    entry: RowEntry,
+) -> Tensor:
+    """More rows than a tile holds, a tile after the other: right, but it reads the weight for each of them."""
+    y = x.new_empty(x.shape[0], entry.n)
+    for first in range(0, x.shape[0], MOST_ROWS):
+        rows = slice(first, first + MOST_ROWS)
+        y[rows] = run(x[rows], packed, bias, None if residual is None else residual[rows], activation, entry)
+    return y
 
 
 def tokens_of(m: int) -> int:

@@ -66,9 +66,13 @@ def _run(
 ) -> Tensor:
     slabs, index, room = packed
     n, k = entry.n, entry.k
-    if x.stride(1) != 1:
+    stride, of_one_column = x.stride()
+    if of_one_column != 1:
         x = x.contiguous()
-    m, device = x.shape[0], x.device.index
+        stride = k
+    m, device = x.shape[0], x.get_device()
+    if m > decode.MOST_ROWS:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
     shape = decode.shape_of(decode.tokens_of(m), n, k, _COLUMNS, room.shape[0], entry.config, device)
     y = x.new_empty(m, n)
     scratch = x.new_empty(shape.scratch_bytes // 2) if shape.scratch_bytes else None
@@ -78,7 +82,7 @@ def _run(
         index.data_ptr(),
         shape,
         x.data_ptr(),
-        x.stride(0),
+        stride,
         m,
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),

@@ -62,23 +62,41 @@ def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) 
     return NMMatrix({"values": values.to(device), "positions": positions.to(device)}, pattern, shape)
 
 
+@cache
+def _launch(keep: int, group: int, n: int, k: int, tokens: int, config: str, device: int) -> tuple[Any, Any, int]:
+    """Layout, shape, and elements of scratch: the same in every call of a layer. Keyed by numbers, which hash fast."""
+    layout = slabs_of(NM(keep, group), n, k)
+    shape = decode.shape_of(tokens, n, k, layout.columns, layout.slab_bytes, config, device)
+    return layout, shape, shape.scratch_bytes // 2
+
+
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
-    slabs, n, k = packed[0], entry.n, entry.k
-    if x.stride(1) != 1:
+    stride, of_one_column = x.stride()
+    if of_one_column != 1:
         x = x.contiguous()
-    m, device = x.shape[0], x.device.index
-    layout = slabs_of(entry.pattern, n, k)
-    shape = decode.shape_of(decode.tokens_of(m), n, k, layout.columns, layout.slab_bytes, entry.config, device)
-    y = x.new_empty(m, n)
-    scratch = x.new_empty(shape.scratch_bytes // 2) if shape.scratch_bytes else None
+        stride = entry.k
+    m, device, pattern = x.shape[0], x.get_device(), entry.pattern
+    if m > decode.MOST_ROWS:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
+    layout, shape, room = _launch(
+        pattern.keep,  # type: ignore[union-attr]
+        pattern.group,  # type: ignore[union-attr]
+        entry.n,
+        entry.k,
+        decode.tokens_of(m),
+        entry.config,
+        device,
+    )
+    y = x.new_empty(m, entry.n)
+    scratch = x.new_empty(room) if room else None
     native.nm_decode(
         layout,
-        slabs.data_ptr(),
+        packed[0].data_ptr(),
         shape,
         x.data_ptr(),
-        x.stride(0),
+        stride,
         m,
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
