@@ -15,9 +15,9 @@ from ajour.planning.candidates import Form
 from ajour.planning.correctness import Oracle
 from ajour.planning.measuring import Built, Subject, dense_sides, sparse_side
 from ajour.planning.timing import Side, Timer, Timing, differ, measure
+from ajour.roofline.formula import Limits
 from benchmarks.cases import Case
 from benchmarks.control import control_side
-from benchmarks.limits import Limits
 from benchmarks.peers import FAILURES, Peer
 
 Row = dict[str, Any]

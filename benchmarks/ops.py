@@ -16,11 +16,12 @@ from ajour.planning.candidates import Form, candidates
 from ajour.planning.device import last_level_cache
 from ajour.planning.measuring import Built, Subject, build, copies
 from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, cpu_timer
+from ajour.roofline.formula import Limits
+from ajour.roofline.measured import measured
 from benchmarks.cases import Case, pruned, tiny_case
 from benchmarks.cell import Cell, Held, HeldPeer, Row, Work, first_line
 from benchmarks.control import panels
 from benchmarks.gradients import gradient_rows, trained
-from benchmarks.limits import Limits, measured
 from benchmarks.peers import FAILURES, Peer, held_bytes, peers_for
 from benchmarks.shapes import TINY
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ajour.integrations.minilm import load_minilm, tokens
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
-from benchmarks.encoder import encoder
 from benchmarks.decoder_layers import llama
+from benchmarks.encoder import encoder
 
 Zeros = tuple[Pattern, float | None]
 

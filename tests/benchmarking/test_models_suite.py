@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import models
-from benchmarks.encoder import encoder
 from benchmarks.decoder_layers import llama
+from benchmarks.encoder import encoder
 from benchmarks.subjects import smoke_subjects, subjects
 from suites import CPU, told
 

@@ -11,7 +11,6 @@ import torch
 from benchmarks import ops
 from benchmarks.cases import tiny_case
 from benchmarks.control import control_side, panels
-from benchmarks.limits import Limits
 from benchmarks.shapes import SMOKE, TINY
 from suites import settings, spoil_block_kernel, told
 from triton.errors import TritonError
@@ -19,6 +18,7 @@ from triton.errors import TritonError
 from ajour.ops import BLOCK_LINEAR
 from ajour.planning.correctness import Oracle
 from ajour.planning.timing import CudaTimer, Side
+from ajour.roofline.formula import Limits
 
 PROMISED = {
     "op", "pattern", "density", "mask", "kernel", "config", "m", "n", "k", "dtype", "mode", "dense_us", "dense_kernel",

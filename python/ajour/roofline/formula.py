@@ -22,3 +22,10 @@ class Limits:
     def bound(self, nbytes: float, flops: float) -> str:
         """What decides: "bytes" or "arithmetic"."""
         return "bytes" if nbytes / self.bandwidth >= flops / self.rate else "arithmetic"
+
+    def best(self, other: Limits | None) -> Limits:
+        """The better of both: other programs only ever make a device look slower."""
+        if other is None:
+            return self
+        bandwidth, rate = max(self.bandwidth, other.bandwidth), max(self.rate, other.rate)
+        return Limits(bandwidth, rate, min(self.empty, other.empty))
