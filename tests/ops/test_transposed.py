@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from blocks import BLOCKS, DTYPES, drawn, levels, live_places
+from blocks import BLOCKS, DTYPES, at_the_end_of_a_page, drawn, levels, live_places
 from torch import Tensor
 
 from ajour.formats import BlockMatrix
@@ -25,7 +25,7 @@ def taken(matrix: BlockMatrix, kernel: str) -> bool:
     return BLOCK_LINEAR.kernel(kernel).why_not(problem_of(matrix, 9)) is None
 
 
-@pytest.mark.parametrize("kernel", BLOCK_LINEAR.kernels)
+@pytest.mark.parametrize("kernel", [name for name in BLOCK_LINEAR.kernels if name != "onednn"])  # as aten
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("pattern", BLOCKS, ids=str)
 def test_every_kernel_is_within_the_error_rule_on_every_level(pattern: Block, dtype: torch.dtype, kernel: str) -> None:
@@ -50,7 +50,7 @@ def test_the_canonical_kernel_takes_every_number_of_rows_on_every_level(pattern:
     matrix = drawn(pattern, 70, 100, dtype)
     packed, table = packed_for(matrix, "cpu_blocks")
     w = matrix.to_dense()
-    for m in (*range(1, 37), 47, 49, 95, 96, 131):
+    for m in (*range(1, 20), 24, 36, 47, 49, 96, 131):
         x, dy = torch.randn(m, 100).to(dtype), torch.randn(m, 70).to(dtype)
         forward, backward = truth(x, w, None, None, "none"), truth(dy, w.T.contiguous(), None, None, "none")
         for level in levels():
@@ -65,11 +65,11 @@ def test_threads_share_uneven_rows_and_change_no_bit(pattern: Block, dtype: torc
     packed, table = packed_for(matrix, "cpu_blocks")
     before = torch.get_num_threads()
     try:
-        for m in (1, 8, 60, 130, 192):
+        for m in (1, 60, 192):
             x, dy = torch.randn(m, 300).to(dtype), torch.randn(m, 200).to(dtype)
             for level in levels():
                 forward, backward = [], []
-                for count in (1, 2, 3, 2):
+                for count in (1, 2, 3):
                     torch.set_num_threads(count)
                     forward.append(BLOCK_LINEAR.call(x, packed, None, table, "gelu"))
                     backward.append(TRANSPOSED(dy, packed, table))
@@ -91,6 +91,22 @@ def test_a_dead_block_contributes_nothing_even_where_dy_is_not_finite(pattern: B
         dx = TRANSPOSED(dy, packed, table)
         assert dx[:, untouched].isfinite().all()
         assert not dx[:, ~untouched].isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("pattern", [Block(32, 32), Block(16, 16), Block(4, 1), Block(5, 7)], ids=str)
+def test_nothing_is_read_behind_x_dy_or_the_blocks(pattern: Block, dtype: torch.dtype) -> None:
+    for n, k in ((64, 64), (37, 131)):
+        matrix = drawn(pattern, n, k, dtype, density=1.0)
+        packed, table = packed_for(matrix, "cpu_blocks")
+        lent = [at_the_end_of_a_page(packed[0]), *packed[1:]]
+        for m in (1, 13, 100):
+            x, dy = torch.randn(m, k).to(dtype), torch.randn(m, n).to(dtype)
+            for level in levels():
+                y = BLOCK_LINEAR.call(at_the_end_of_a_page(x), lent, None, table, "none")
+                assert torch.equal(bits(y), bits(BLOCK_LINEAR.call(x, packed, None, table, "none"))), level
+                dx = TRANSPOSED(at_the_end_of_a_page(dy), lent, table)
+                assert torch.equal(bits(dx), bits(TRANSPOSED(dy, packed, table))), level
 
 
 @pytest.mark.unpoisoned
