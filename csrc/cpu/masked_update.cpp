@@ -113,12 +113,15 @@ template <class T, class Rule, bool Master>
 void update_dense(const Row<Rule>& given, int64_t begin, int64_t entries) {
   const Row<Rule> r = given;
   const int64_t end = begin + entries;
+  uint64_t before = ~uint64_t(0);  // where no word is skipped, the processor fetches better by itself
   for (int64_t i = begin; i < end; i += kWord) {
     const int64_t left = end - i;
     uint64_t word = left < kWord ? (uint64_t(1) << left) - 1 : ~uint64_t(0);
     if (r.row.bits) {
       word = mask_word(r.row.bits, i, left);
-      if (left >= kAhead + kWord && mask_word(r.row.bits, i + kAhead, kWord)) prefetch_word<T, Rule>(r.row, i + kAhead);
+      const uint64_t ahead = left >= kAhead + kWord ? mask_word(r.row.bits, i + kAhead, kWord) : 0;
+      if (ahead && !before) prefetch_word<T, Rule>(r.row, i + kAhead);
+      before = ahead;
     }
     T* const weight = static_cast<T*>(r.row.weight);
     if (!word) {
@@ -197,14 +200,15 @@ template <class T, class Rule, bool Master>
 int64_t update_compact(const Row<Rule>& given, int64_t begin, int64_t entries, int64_t at) {
   const Row<Rule> r = given;
   float weights[kStretch + kLanes], grads[kStretch + kLanes];
-  uint64_t words[kStretch / kWord];
+  uint64_t words[kStretch / kWord], before = ~uint64_t(0);
   int kept = 0;
   for (int64_t i = 0; i < entries; i += kWord) {
     const int64_t left = entries - i;
     const uint64_t word = words[i / kWord] = mask_word(r.row.bits, begin + i, left);
-    if (begin + i + kAhead + kWord <= r.row.numel && mask_word(r.row.bits, begin + i + kAhead, kWord)) {
-      prefetch_grads<T>(r.row, begin + i + kAhead);
-    }
+    const int64_t next = begin + i + kAhead;
+    const uint64_t ahead = next + kWord <= r.row.numel ? mask_word(r.row.bits, next, kWord) : 0;
+    if (ahead && !before) prefetch_grads<T>(r.row, next);
+    before = ahead;
     if (word) {
       kept += collect_word<T, Master>(r.row, begin + i, left, word, weights + kept, grads + kept);
     } else {

@@ -37,6 +37,32 @@ def round_at_random(w, seed, step, i):
 
 
 @triton.jit
+def sgd(w, g, c, momentum, kept, NUM_STATES: tl.constexpr):
+    """The new weights; updates the momentum."""
+    g += w * tl.load(c + 1)
+    if NUM_STATES == 1:
+        s = tl.load(momentum, mask=kept, other=0.0) * tl.load(c + 2) + g * tl.load(c + 3)
+        tl.store(momentum, s, mask=kept)
+        g = tl.where(tl.load(c + 4) != 0, g + s * tl.load(c + 2), s)
+    return w - g * tl.load(c + 7)
+
+
+@triton.jit
+def adamw(w, g, c, first, second, largest, kept, NUM_STATES: tl.constexpr):
+    """The new weights; updates the moments."""
+    m = tl.load(first, mask=kept, other=0.0)
+    v = tl.load(second, mask=kept, other=0.0)
+    m += (g - m) * tl.load(c + 2)
+    v = v * tl.load(c + 3) + g * g * tl.load(c + 4)
+    tl.store(first, m, mask=kept)
+    tl.store(second, v, mask=kept)
+    if NUM_STATES == 3:
+        v = tl.maximum(v, tl.load(largest, mask=kept, other=0.0), propagate_nan=tl.PropagateNan.ALL)
+        tl.store(largest, v, mask=kept)
+    return w * tl.load(c + 1) - tl.div_rn(m, tl.sqrt_rn(v) * tl.load(c + 5) + tl.load(c + 6)) * tl.load(c + 7)
+
+
+@triton.jit
 def masked_update(
     rows,
     chunk_rows,
@@ -88,24 +114,9 @@ def masked_update(
         else:
             w = tl.load(weight + i, mask=kept, other=0.0).to(tl.float32)
         if RULE == "sgd" or RULE == "momentum":
-            g += w * tl.load(c + 1)
-            if NUM_STATES == 1:
-                s = tl.load(state0 + place, mask=kept, other=0.0) * tl.load(c + 2) + g * tl.load(c + 3)
-                tl.store(state0 + place, s, mask=kept)
-                g = tl.where(tl.load(c + 4) != 0, g + s * tl.load(c + 2), s)
-            w -= g * tl.load(c + 7)
+            w = sgd(w, g, c, state0 + place, kept, NUM_STATES)
         else:
-            m = tl.load(state0 + place, mask=kept, other=0.0)
-            v = tl.load(state1 + place, mask=kept, other=0.0)
-            m += (g - m) * tl.load(c + 2)
-            v = v * tl.load(c + 3) + g * g * tl.load(c + 4)
-            tl.store(state0 + place, m, mask=kept)
-            tl.store(state1 + place, v, mask=kept)
-            if NUM_STATES == 3:
-                v = tl.maximum(v, tl.load(state2 + place, mask=kept, other=0.0), propagate_nan=tl.PropagateNan.ALL)
-                tl.store(state2 + place, v, mask=kept)
-            denominator = tl.sqrt_rn(v) * tl.load(c + 5) + tl.load(c + 6)
-            w = w * tl.load(c + 1) - tl.div_rn(m, denominator) * tl.load(c + 7)
+            w = adamw(w, g, c, state0 + place, state1 + place, state2 + place, kept, NUM_STATES)
         if MASTER:
             tl.store(master + place, w, mask=kept)
         if STOCHASTIC:
