@@ -10,7 +10,7 @@ from ajour.terms.errors import KernelError
 from ajour.terms.pattern import Block
 from ajour.terms.problem import Problem
 
-_SHARED = {False: 96 * 1024, True: 200 * 1024}  # bytes of tiles in flight: on every card, and on sm_90
+_SHARED = {False: 96 * 1024, True: 200 * 1024}  # bytes of tiles in flight: on every card, and on sm_90 and sm_100
 
 
 def power_of_two(side: int) -> int:
@@ -40,10 +40,10 @@ class Config:
         depth = min(self.tile.k, deep) if tma else self.tile.k
         return Config(replace(self.tile, n=min(self.tile.n, power_of_two(out)), k=depth), tma, self.tf32)
 
-    def fits(self, dtype: str) -> bool:
+    def fits(self, dtype: str, is_large: bool) -> bool:
         """Whether the tiles of x and w in flight fit shared memory."""
         tile, size = self.tile, 4 if dtype == "float32" else 2
-        return (tile.m + tile.n) * tile.k * size * tile.stages <= _SHARED[self.tma]
+        return (tile.m + tile.n) * tile.k * size * tile.stages <= _SHARED[is_large]
 
 
 @cache
@@ -84,8 +84,9 @@ def configs(problem: Problem) -> tuple[str, ...]:
     found = [Config(tile) for tile in tiles]
     aligned = problem.k % (4 if problem.dtype == "float32" else 8) == 0
     powers = (out, deep) == (problem.pattern.rows, problem.pattern.cols)
-    if problem.dtype != "float32" and aligned and powers and (problem.capability or (0, 0)) >= (9, 0):
+    capability = problem.capability or (0, 0)
+    if problem.dtype != "float32" and aligned and powers and capability >= (9, 0):
         described = [Config(replace(tile, k=min(tile.k, deep), stages=4), tma=True) for tile in tiles]
         # small blocks leave too little to each step of one block at a time
         found = [*described, *found] if deep >= 64 else [*found, *described]
-    return tuple(dict.fromkeys(str(config) for config in found if config.fits(problem.dtype)))
+    return tuple(dict.fromkeys(str(config) for config in found if config.fits(problem.dtype, capability[0] in (9, 10))))

@@ -99,16 +99,38 @@ def block_linear(
                 x, blocks, places, order, begin, end, rows, first_out, acc, m, in_width, stride,
                 ROWS, COLS, OUT, IN, TRANSPOSED, TILE_N, TILE_K, PRECISION,
             )  # fmt: skip
-        if TILE_N >= 128:  # an activation of all of it at once would spill registers
-            halves = acc.reshape(TILE_M, 2, TILE_N // 2).permute(0, 2, 1).split()
-            for half in tl.static_range(2):
-                out = first_out + half * (TILE_N // 2) + tl.arange(0, TILE_N // 2)
-                columns = tl.where(out < OUT, out_block * OUT + out, out_width)
-                finish(halves[half], y, bias, residual, rows, columns, m, out_width, ACTIVATION)
-        else:
-            out = first_out + tl.arange(0, TILE_N)
+        finish_parts(
+            acc, y, bias, residual, rows, out_block, first_out, m, out_width, OUT, TILE_M, TILE_N, ACTIVATION
+        )  # fmt: skip
+
+
+@triton.jit
+def finish_parts(
+    acc,
+    y,
+    bias,
+    residual,
+    rows,
+    out_block,
+    first_out,
+    m,
+    out_width,
+    OUT: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Finishes a tile, a wide one in halves: an activation of all of it at once would spill registers."""
+    if TILE_N >= 128:
+        halves = acc.reshape(TILE_M, 2, TILE_N // 2).permute(0, 2, 1).split()
+        for half in tl.static_range(2):
+            out = first_out + half * (TILE_N // 2) + tl.arange(0, TILE_N // 2)
             columns = tl.where(out < OUT, out_block * OUT + out, out_width)
-            finish(acc, y, bias, residual, rows, columns, m, out_width, ACTIVATION)
+            finish(halves[half], y, bias, residual, rows, columns, m, out_width, ACTIVATION)
+    else:
+        out = first_out + tl.arange(0, TILE_N)
+        columns = tl.where(out < OUT, out_block * OUT + out, out_width)
+        finish(acc, y, bias, residual, rows, columns, m, out_width, ACTIVATION)
 
 
 @triton.jit
