@@ -1,6 +1,6 @@
-"""The CUDA kernels compile for sm_80 and sm_90a, keep everything in registers, and use what they are built around.
+"""The decode kernels as they were built, for sm_80 and sm_90a: everything in registers, and the instructions meant.
 
-Needs nvcc, not a GPU; where there is none this is said aloud, as a skip of its own.
+Looks into the compiled extension, so it needs a build with CUDA, not a GPU; without one it says so, as a skip.
 """
 
 from __future__ import annotations
@@ -12,51 +12,63 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-UNITS = ("nm_decode", "placed_decode", "bitmap_decode")
-ARCHITECTURES = ("sm_80", "sm_90a")
-TRITON_TOOLS = Path("backends") / "nvidia" / "bin"
+from ajour._native import HAS_CUDA, native
+
+ARCHITECTURES = ("sm_80", "sm_90")
+TOKENS, KINDS = 4, 2  # 8, 16, 32 and 64 rows; bfloat16 and float16
+DECODERS = {"SparseMma": 1, "PlacedValues": 4, "BitmapDecoder": 1}  # with how many instances each
+Kernels = dict[tuple[str, str], str]
 
 
-def tool(name: str) -> str:
-    """nvcc, or a disassembler of the CUDA toolkit or of Triton's package."""
-    if found := shutil.which(name):
-        return found
-    if name != "nvcc":
-        triton = pytest.importorskip("triton", reason=f"neither {name} nor Triton, which brings it, is installed")
-        bundled = Path(triton.__file__).parent / TRITON_TOOLS / name
-        if bundled.is_file():
-            return str(bundled)
-    pytest.skip(f"no {name} here: the CUDA kernels were not compiled, nor their registers and instructions looked at")
+def dumped(option: str) -> str:
+    """What cuobjdump, of the CUDA toolkit or of Triton's package, says of the extension."""
+    if not HAS_CUDA:
+        pytest.skip("ajour was built without CUDA: nothing was said of its kernels' registers and instructions")
+    tool = shutil.which("cuobjdump")
+    if tool is None:
+        triton = pytest.importorskip("triton", reason="neither cuobjdump nor Triton, which brings it, is installed")
+        tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    return subprocess.run([tool, option, native.__file__], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.fixture(scope="module", params=[(unit, arch) for unit in UNITS for arch in ARCHITECTURES], ids="-".join)
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str, Path]:
-    """Unit, architecture, what ptxas said of every kernel, and the machine code."""
-    unit, arch = request.param
-    cubin = tmp_path_factory.mktemp("cubins") / f"{unit}.{arch}.cubin"
-    command = [tool("nvcc"), "-std=c++17", f"-I{ROOT / 'csrc'}", "-O3", f"-arch={arch}", "-cubin", "-Xptxas", "-v"]
-    done = subprocess.run(
-        [*command, "-o", cubin, ROOT / "csrc" / "cuda" / f"{unit}.cu"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return unit, arch, done.stderr, cubin
+def kernels(text: str) -> Kernels:
+    """(architecture, name) -> what was said of each decode kernel."""
+    found, arch = {}, ""
+    for part in re.split(r"^(?=arch = |\s*Function)", text, flags=re.MULTILINE):
+        if part.startswith("arch = "):
+            arch = part.split()[2].rstrip("a")
+        elif (name := re.match(r"\s*Function\s*:?\s*(\w+)", part)) and "stripe_linear" in name[1]:
+            found[arch, name[1]] = part
+    return found
 
 
-def test_no_kernel_spills_and_the_right_instructions_are_used(compiled: tuple[str, str, str, Path]) -> None:
-    unit, arch, said, cubin = compiled
-    kernels = re.findall(r"Compiling entry function '(\w+)'", said)
-    assert len(kernels) == {"nm_decode": 8, "placed_decode": 32, "bitmap_decode": 8}[unit]
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert len(spills) >= len(kernels), f"ptxas says {said!r}"
-    assert not [pair for pair in spills if pair != ("0", "0")], said
-    sass = subprocess.run([tool("cuobjdump"), "-sass", cubin], capture_output=True, text=True, check=True).stdout
-    opcodes = set(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9.]+)", sass, re.MULTILINE))
-    sparse = {opcode for opcode in opcodes if opcode.startswith("HMMA.SP")}
-    dense = {opcode for opcode in opcodes if opcode.startswith("HMMA.16816")}
-    assert bool(sparse) == (unit == "nm_decode"), f"mma.sp in {unit}: {sorted(sparse)}"
-    assert bool(dense) == (unit != "nm_decode")
-    bulk = {opcode for opcode in opcodes if opcode.startswith("UBLKCP")}
-    assert bool(bulk) == (arch == "sm_90a"), f"bulk copies on {arch}: {sorted(bulk)}"
-    assert any(opcode.startswith("LDGSTS") for opcode in opcodes), "x is copied asynchronously"
-    assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes), "local memory"
+@pytest.fixture(scope="module")
+def instructions() -> dict[tuple[str, str], set[str]]:
+    """The opcodes of each kernel."""
+    opcode = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+    return {key: set(opcode.findall(text)) for key, text in kernels(dumped("-sass")).items()}
+
+
+def test_every_kernel_is_there_for_both_architectures() -> None:
+    names = list(kernels(dumped("-res-usage")))
+    for arch in ARCHITECTURES:
+        for decoder, instances in DECODERS.items():
+            count = sum(decoder in name for found, name in names if found == arch)
+            assert count == instances * TOKENS * KINDS, f"{arch} {decoder}"
+
+
+def test_no_kernel_spills() -> None:
+    for key, said in kernels(dumped("-res-usage")).items():
+        assert "STACK:0 " in said, f"{key}: {said.strip()}"
+        assert "LOCAL:0 " in said, f"{key}: {said.strip()}"
+
+
+def test_the_tensor_cores_and_asynchronous_copies_are_used(instructions: dict[tuple[str, str], set[str]]) -> None:
+    assert instructions
+    for (arch, name), opcodes in instructions.items():
+        starts = tuple(opcodes)
+        sparse, dense = (any(o.startswith(kind) for o in starts) for kind in ("HMMA.SP.16832", "HMMA.16816"))
+        assert (sparse, dense) == ("SparseMma" in name, "SparseMma" not in name), f"{arch} {name}"
+        assert any(o.startswith("LDGSTS") for o in starts), f"{arch} {name}: x is not copied asynchronously"
+        assert any(o.startswith("UBLKCP") for o in starts) == (arch == "sm_90"), f"{arch} {name}: bulk copies"
+        assert not any(o.startswith(("LDL", "STL")) for o in starts), f"{arch} {name}: local memory"
