@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, the largest unknown first; what is done is kept: gpu.sh RESULTS MINUTES [STEPS]
-# STEPS are some of: build tests sanitizer decode blocks prefill training calls models train counters. A step that fails or runs
-# out of time stops no other one, but without a build there is nothing to measure. COMMIT names the commit where .git is
-# missing. The card's own settings (clocks, power, MIG) are read, never changed.
+# STEPS are some of: build tests sanitizer decode blocks prefill training calls models tokens train counters. A step that
+# fails or runs out of time stops no other one, but without a build there is nothing to measure. COMMIT names the
+# commit where .git is missing. The card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
 deadline=$((SECONDS + ${2:-9} * 60 - 10))  # ten seconds for whoever collects the results
-steps=${3:-build tests sanitizer decode blocks prefill training calls models train counters}
+steps=${3:-build tests sanitizer decode blocks prefill training calls models tokens train counters}
 cd "$(dirname "$0")/.." || exit 2
 log=$results/log.txt
 failed=0
+PATH=$PATH:/usr/local/cuda/bin  # where the toolkit usually is
+export PATH
 
 left() { echo $((deadline - SECONDS)); }
 wanted() { case " $steps " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
@@ -62,12 +64,7 @@ step build 240 python3 -m pip install --no-build-isolation --no-deps --force-rei
 # -o addopts= : pytest's plugins here need not be those of the development environment
 step tests 150 python3 -m pytest -o addopts= -q --maxfail=10 tests/gpu
 
-# Each tensor from cudaMalloc, so that the sanitizer knows its end; a graph can't capture that. 9: it found something
-sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
-for tool in memcheck racecheck initcheck synccheck; do
-  step sanitizer 45 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-    python3 -m pytest -o addopts= -q -x -p no:cacheprovider tests/gpu -k 'small and not graph'
-done
+step sanitizer 150 bash tests/gpu/sanitize.sh python3
 
 # torch.compile tunes itself for seconds in every cell; the first figures come without it
 measure decode 120 ops --modes graph --no-compile --rows 1,8,16,32,64 --only '2:4,1:4,unstructured' \
@@ -80,11 +77,8 @@ measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x6
   --shapes 'MLP 4096x16384' --seconds 0.1
 measure calls 20 ops --modes eager --no-compile --no-peers --shapes tiny
 measure models 120 models --modes graph --only 'Llama-3-8B' --no-compile
+measure tokens 120 tokens
 measure train 60 train
 
-profiler=$(command -v ncu || echo /usr/local/cuda/bin/ncu)
-step counters 60 "$profiler" --clock-control none --section SpeedOfLight --section MemoryWorkloadAnalysis \
-  --section WarpStateStats --section LaunchStats --kernel-name 'regex:^(nm|bitmap|block|placed|stripe)_' \
-  --launch-count 12 python3 -m benchmarks ops --device cuda --modes eager --no-compile --no-peers \
-  --shapes 'Llama-3-8B up' --only '2:4,unstructured 50%' --rows 8 --seconds 0.01
+step counters 60 bash benchmarks/profile.sh "$results" 2:4
 exit "$failed"

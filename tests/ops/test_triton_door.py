@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,3 +96,19 @@ def test_importing_the_ops_imports_neither_triton_nor_dynamo() -> None:
         "assert not {'triton', 'torch._dynamo'} & set(sys.modules), 'imported too much'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tile_that_a_card_has_no_room_for_is_a_kernel_error() -> None:
+    from triton.runtime.errors import OutOfResources
+
+    from ajour.ops.triton_tile import launch
+
+    class Kernel:
+        def __getitem__(self, grid: object) -> object:
+            def run(*args: object, **options: object) -> None:
+                raise OutOfResources(300000, 232448, "shared memory")
+
+            return run
+
+    with pytest.raises(KernelError, match=r"can't run this tile on cpu: .*shared memory.*plan with another one"):
+        launch(Kernel(), 1, torch.ones(1))

@@ -32,4 +32,5 @@ done
 
 # a report goes to file descriptor 2, which pytest would swallow: --capture=sys
 sanitized -m pytest -p no:cacheprovider --capture=sys -o timeout=900 -q -p sanitizers.planted \
-  tests/formats tests/test_detect.py tests/ops/test_{nm,block,bitmap}_linear_cpu.py "${@:2}"
+  tests/formats tests/test_detect.py tests/ops/test_{nm,block,bitmap}_linear_cpu.py \
+  tests/ops/test_{block_sddmm,transposed,masked_update}.py "${@:2}"

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 import triton
+from ajour.terms.errors import KernelError
 
 
 @triton.jit
@@ -48,9 +50,12 @@ def any_nan(acc):
 
 
 def launch(kernel: Any, programs: int | tuple[int, ...], x: Tensor, *args: Any, **options: Any) -> None:
-    """Runs that many programs on x's device and current stream."""
+    """Runs that many programs on x's device and current stream; KernelError where a tile has no room on it."""
     with torch.cuda.device_of(x):
-        kernel[programs if isinstance(programs, tuple) else (programs,)](x, *args, **options)
+        try:
+            kernel[programs if isinstance(programs, tuple) else (programs,)](x, *args, **options)
+        except TritonError as error:  # no RuntimeError: a planner would stop at it
+            raise KernelError(f"Triton can't run this tile on {x.device}: {error}; plan with another one") from error
 
 
 def unit_rows(x: Tensor) -> Tensor:
