@@ -7,7 +7,7 @@ set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
 deadline=$((SECONDS + ${2:-9} * 60 - 10))  # ten seconds for whoever collects the results
-steps=${3:-build tests sanitizer decode blocks prefill training calls models tokens train counters}
+steps=${3:-build tests sanitizer decode blocks prefill training models tokens train counters}  # eight files in all
 cd "$(dirname "$0")/.." || exit 2
 log=$results/log.txt
 failed=0
@@ -80,5 +80,5 @@ measure models 120 models --modes graph --only 'Llama-3-8B' --no-compile
 measure tokens 120 tokens
 measure train 60 train
 
-step counters 60 bash benchmarks/profile.sh "$results" 2:4
+step counters 60 bash benchmarks/profile.sh 2:4
 exit "$failed"

@@ -26,8 +26,10 @@ def stand_ins(tmp_path: Path) -> Path:
     """A folder of commands that only write down how they were called."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("nvidia-smi", "compute-sanitizer", "ncu"):
+    for name in ("nvidia-smi", "nvcc", "ncu"):
         _command(folder / name, f'#!/bin/sh\necho "{name} $*" >>"$CALLS"\n')
+    found = 'case "$*" in */planted*) exit 9 ;; esac'
+    _command(folder / "compute-sanitizer", f'#!/bin/sh\necho "compute-sanitizer $*" >>"$CALLS"\n{found}\n')
     _command(folder / "python3", PYTHON.format(fails="nothing fails", hangs="nothing hangs"))
     return folder
 
@@ -51,7 +53,8 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     told = " ".join(calls)
     order = ["pip install", "pytest", "--tool memcheck", "--tool racecheck", "--tool initcheck", "--tool synccheck"]
-    order += ["ops-decode.json", "ops-blocks.json", "ops-prefill.json", "models-models.json", "train-train.json", "ncu"]
+    order += ["ops-decode.json", "ops-blocks.json", "ops-prefill.json", "models-models.json", "tokens-tokens.json"]
+    order += ["train-train.json", "ncu"]
     places = [told.index(each) for each in order]
     assert places == sorted(places)
     assert "CMAKE_CUDA_ARCHITECTURES=90a-real" in told
@@ -60,6 +63,13 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
         p.name for p in (stand_ins.parent / "out").iterdir()
     }
     assert len(list((stand_ins.parent / "out").iterdir())) <= 8
+
+
+def test_a_sanitizer_that_sees_no_planted_bug_fails(stand_ins: Path) -> None:
+    _command(stand_ins / "compute-sanitizer", "#!/bin/sh\nexit 0\n")
+    done, _ = _run(stand_ins, "9", "sanitizer")
+    assert done.returncode == 1
+    assert "memcheck did not see its planted bug" in done.stdout
 
 
 def test_a_failing_step_stops_no_other(stand_ins: Path) -> None:
