@@ -12,12 +12,10 @@ namespace {
 
 constexpr int64_t kFewTokens = 8;
 // Bytes of x that a thread packs at once: a share of 1 MiB of L2 while the weight comes from L3 again for each piece, a
-// smaller one where panels are narrow and read columns from anywhere (4x1 at 10 %, 512 tokens, 4096x1024 in bfloat16:
-// 227 GFLOP/s, with more 180), and all that pays where the weight comes from memory (4096x4096 in 32x32 blocks at 50 %:
-// 207 against 158; Zen 5, 32 MiB of L3).
+// smaller one where panels are narrow and read columns from anywhere (4x1 at 10 %, 512 tokens, 4096x1024, bfloat16: 227
+// GFLOP/s, with more 180), all that pays where the weight comes from memory (4096x4096, 32x32 at 50 %: 207; 158; Zen 5).
 constexpr int64_t kPackedBytes = 640 << 10, kPackedBytesForNarrow = 256 << 10, kPackedBytesForLarge = 1536 << 10;
-constexpr int64_t kLargeWeight = 12 << 20;
-constexpr int64_t kTileBytes = 640 << 10;   // of one tile with tokens in lanes, where a narrower one is no slower
+constexpr int64_t kLargeWeight = 12 << 20, kTileBytes = 640 << 10;  // of one tile with tokens in lanes: it stays in L2
 constexpr int kGroupRows = 16;              // rows of y that are finished together: a cache line of floats
 constexpr int64_t kWorthThreads = 1 << 19;  // multiplications below which a second thread does not pay
 #if defined(__AVX512F__) || defined(__ARM_NEON)
@@ -74,6 +72,10 @@ class Product {
     const int rows = w_.panel_rows < kMostRows ? w_.panel_rows : kMostRows;
     vecs_ = most_vecs(rows, kLoose);
     if (rows == kMostRows && !kLoose) vecs_ = int(min64(vecs_, max64(2, kTileBytes / (words_ * kLanes * 4))));
+    if (words_ * vecs_ * kLanes * 4 <= kTileBytes) {  // tiles alike: 64 and 64 tokens, not 96 and 32
+      const int64_t needed = divide_up(call.m, kLanes), alike = divide_up(needed, divide_up(needed, vecs_));
+      vecs_ = int(divide_up(alike, kStep / kLanes) * (kStep / kLanes));
+    }
     group_ = kRowsInLanes() ? 1 : max64(1, kGroupRows / w_.panel_rows);
     groups_ = divide_up(w_.all_panels(), group_);
     if (kConverts) {
