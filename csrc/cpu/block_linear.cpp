@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kFewTokens = 8;
 // Bytes of x that a thread packs at once: a share of 1 MiB of L2 while the weight comes from L3 again for each piece, a
 // smaller one where panels are narrow and read columns from anywhere (4x1 at 10 %, 512 tokens, 4096x1024, bfloat16: 227
-// GFLOP/s, with more 180), all that pays where the weight comes from memory (4096x4096, 32x32 at 50 %: 207; 158; Zen 5).
+// GFLOP/s, with more 180), all that pays where the weight comes from memory (4096x4096, 32x32 at 50 %: 207, else 158).
 constexpr int64_t kPackedBytes = 640 << 10, kPackedBytesForNarrow = 256 << 10, kPackedBytesForLarge = 1536 << 10;
 constexpr int64_t kLargeWeight = 12 << 20, kTileBytes = 640 << 10;  // of one tile with tokens in lanes: it stays in L2
 constexpr int kGroupRows = 16;              // rows of y that are finished together: a cache line of floats
@@ -72,10 +72,6 @@ class Product {
     const int rows = w_.panel_rows < kMostRows ? w_.panel_rows : kMostRows;
     vecs_ = most_vecs(rows, kLoose);
     if (rows == kMostRows && !kLoose) vecs_ = int(min64(vecs_, max64(2, kTileBytes / (words_ * kLanes * 4))));
-    if (words_ * vecs_ * kLanes * 4 <= kTileBytes) {  // tiles alike: 64 and 64 tokens, not 96 and 32
-      const int64_t needed = divide_up(call.m, kLanes), alike = divide_up(needed, divide_up(needed, vecs_));
-      vecs_ = int(divide_up(alike, kStep / kLanes) * (kStep / kLanes));
-    }
     group_ = kRowsInLanes() ? 1 : max64(1, kGroupRows / w_.panel_rows);
     groups_ = divide_up(w_.all_panels(), group_);
     if (kConverts) {
@@ -308,11 +304,13 @@ class Product {
     Ahead next = ahead_of(group, columns / (kLoose ? 2 : Form::kColumns) * parts * t.number);
     for (int64_t tile = 0; tile < t.number; tile++) {
       const int width = t.width_of(tile);
+      const int tokens = t.tokens_in(tile), share = is_large_ ? int(divide_up(tokens, number)) : 0;
       for (int i = 0; i < number; i++) {
+        to_.fetch(t.first + tile * t.width + i * share, int(min64(share, tokens - i * share)), row, int(rows));
         tokens_panel(panels[i].strip, packed + tile * t.stride, next, width / kLanes,
                      sums + (panels[i].row - row) * width);
       }
-      write_tokens(sums, width, to_, t.first + tile * t.width, t.tokens_in(tile), row, int(rows));
+      write_tokens(sums, width, to_, t.first + tile * t.width, tokens, row, int(rows));
     }
   }
 
@@ -425,7 +423,8 @@ class Product {
   int64_t words_;           // of a packed token
   int vecs_;                // vectors of tokens in a tile, where tokens lie in lanes
   int64_t group_, groups_;  // panels in a group, groups
-  int64_t longest_ = 0;     // floats of a group's converted panels
+  const bool is_large_ = call_.m * w_.n * int64_t(sizeof(Stored)) > (1 << 20);  // y, which L2 does not hold
+  int64_t longest_ = 0;                                                         // floats of a group's converted panels
   volatile bool out_of_memory_ = false;
 };
 
