@@ -41,8 +41,9 @@ def _cpu_cases() -> list[Case]:
     made = [Case(Block(32, 32), density, "random", every) for density in (0.1, 0.25, 0.5)]
     made += [Case(Block(16, 16), 0.1, "random", every), Case(Block(4, 1), 0.1, "random", every)]
     made += [Case(Unstructured(), density, "random", every) for density in (0.05, 0.1, 0.25)]
-    made += [Case(NM(2, 4), 0.5, "random", (*FEW, *MANY)), Case(NM(1, 4), 0.25, "random", (*FEW, *MANY))]
-    made += [Case(Unstructured(), 0.5, "random", FEW)]
+    both = (*FEW, 8, 32, *MANY)
+    made += [Case(NM(2, 4), 0.5, "random", both), Case(NM(1, 4), 0.25, "random", both)]
+    made += [Case(Unstructured(), 0.5, "random", both), Case(Unstructured(), 0.7, "random", (1, 8, 128))]
     made += [Case(pattern, 0.1, "skewed", (1, 128)) for pattern in (Block(32, 32), Block(4, 1), Unstructured())]
     return made
 
@@ -55,6 +56,7 @@ def _gpu_cases() -> list[Case]:
         made += [Case(Block(side, side), density, "random", (1, *blocks)) for density in (0.1, 0.2, 0.5)]
     made += [Case(Block(64, 64), 0.1, mask, blocks) for mask in ("skewed", "balanced")]
     made += [Case(Unstructured(), 0.3, "skewed", DECODE)]
+    made += [Case(Block(side, side), 0.05, "random", (16384,)) for side in (128, 64, 32, 16)]
     return made
 
 

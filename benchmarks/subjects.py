@@ -64,7 +64,8 @@ def _on_cpu() -> list[Subject]:
 
 def _on_gpu() -> list[Subject]:
     """Decoding at Llama-3-8B's shape, and four blocks of ViT-H/14 at the batch of the published figures."""
-    zeros: list[Zeros] = [(NM(2, 4), None), *((Unstructured(), kept) for kept in (0.5, 0.3, 0.1)), (Block(64, 64), 0.1)]
+    zeros: list[Zeros] = [(NM(2, 4), None), *((Unstructured(), kept) for kept in (0.5, 0.3, 0.1))]
+    zeros += [(Block(64, 64), kept) for kept in (0.1, 0.2)]
     bfloat16 = torch.bfloat16
     decode = ((1, 1), (8, 1), (32, 1))
     made = [

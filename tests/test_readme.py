@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.readme import BEGIN, END, README, tables, updated
+from benchmarks.check import rows_of
+from benchmarks.readme import BEGIN, DENSE, END, README, UNMEASURED, tables, updated
+from benchmarks.results import ROOT, committed
 
 import ajour
 from factories import pruned
 from result_rows import result, row, save
 
+NOT_DENSE = ("sparse_us", "converted_us", "converted_compiled_us")
 BLOCK = re.compile(r"^(<!-- not run by the tests: .*? -->\n)?```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [(bool(skipped), code) for skipped, code in BLOCK.findall(README.read_text(encoding="utf-8"))]
 
@@ -96,7 +99,8 @@ def test_tables_show_what_does_not_help_and_what_is_wrong(tmp_path: Path) -> Non
     assert "### A CPU (avx2), torch 2.13.0" in text
     assert "measured 2026-01-01 at commit 0000000)" in text
     assert "| block 32x32, 90% zeros | 2.00x (0.50x) | wrong |" in text
-    assert "| *the same in torch's own BSR* | 0.25x (0.25x)* |  |" in text
+    assert f"| *the same in torch's own BSR* | 0.25x (0.25x)* | {UNMEASURED} |" in text
+    assert f"{UNMEASURED} is not measured" in text
     assert not any(f"{figure}.00x" in text for figure in (97, 98, 99))
 
 
@@ -109,6 +113,31 @@ def test_models_stand_beside_their_best_dense(tmp_path: Path) -> None:
     text = tables(_saved(tmp_path, rows, "models"))
     assert "| M | block 32x32, 90% | 1x16 | float32 | 2 | 1.5 | 0.5 | 3.00x |" in text
     assert "| M | unstructured, 90% | 1x16 | float32 | 2 | 1.5 | 0.5 | 3.00x (no difference) |" in text
+
+
+@pytest.mark.parametrize("faster", ["stock_us", "compiled_us", "best_dense_kernels_us", "dense_us"])
+def test_a_model_s_gain_is_over_the_fastest_dense_side_of_its_row(tmp_path: Path, faster: str) -> None:
+    sides = {**dict.fromkeys(DENSE, 3000.0), "sparse_us": 500.0, faster: 1000.0}
+    held = row(model="M", batch=1, tokens=16, **sides, speedup=6.0, no_difference=False)
+    text = tables(_saved(tmp_path, [held], "models"))
+    assert "| 1 | 0.5 | 2.00x" in text
+    assert "6.00x" not in text
+
+
+def test_no_committed_model_shows_more_than_its_fastest_dense_side_allows(tmp_path: Path) -> None:
+    shown = 0
+    for suites in committed(ROOT / "results").values():
+        for each in rows_of(suites.get("models", [])):
+            if each["speedup"] is None:
+                continue
+            text = tables(_saved(tmp_path, [each], "models"))
+            gain = re.search(r"([\d.]+)x(?: \(no difference\))? \|$", text, re.MULTILINE)
+            if gain is None:  # another mode, or more threads
+                continue
+            shown += 1
+            sides = [value for name, value in each.items() if name.endswith("_us") and name not in NOT_DENSE]
+            assert float(gain[1]) <= min(sides) / each["sparse_us"] + 0.005, each
+    assert shown >= 10
 
 
 def test_optimizers_stand_beside_torch_s(tmp_path: Path) -> None:

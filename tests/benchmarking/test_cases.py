@@ -8,7 +8,7 @@ from benchmarks.cases import Case, cases, pruned, tiny_case
 from benchmarks.shapes import CPU_SHAPES, GPU_SHAPES, SHAPES, SMOKE, TINY, named
 
 from ajour.detect import detect
-from ajour.terms.pattern import Block, Pattern, Unstructured
+from ajour.terms.pattern import NM, Block, Pattern, Unstructured
 
 
 @pytest.mark.parametrize("case", [*cases(), *cases("cuda"), tiny_case()], ids=str)
@@ -20,6 +20,13 @@ def test_weights_have_the_zeros_that_their_case_names(case: Case, dtype: torch.d
     assert found.pattern == case.pattern
     assert found.density == pytest.approx(case.density, rel=0.25)
     assert torch.equal(w, pruned(size, case, dtype)), "every run measures the same weights"
+
+
+def test_what_gains_least_on_a_cpu_is_measured_too() -> None:
+    rows = {(each.pattern, each.density): each.rows for each in cases() if each.mask == "random"}
+    for least in ((NM(2, 4), 0.5), (NM(1, 4), 0.25), (Unstructured(), 0.5)):
+        assert rows[least] == (1, 4, 8, 32, 128, 512)
+    assert rows[Unstructured(), 0.7] == (1, 8, 128)
 
 
 @pytest.mark.parametrize("pattern", [Block(32, 32), Block(4, 1), Unstructured()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from benchmarks.cases import cases
 from benchmarks.targets import judge, load
 from goals import target
 
@@ -19,6 +20,22 @@ def test_every_target_is_whole_and_named_once() -> None:
         assert each.suite in ("ops", "models", "train")
         assert each.device in ("cpu", "sm_90")
         assert each.cells > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "sm_90"])
+def test_every_random_or_skewed_layer_that_a_target_names_is_a_case(device: str) -> None:
+    held = {
+        (str(each.pattern), each.density, each.mask): each.rows
+        for each in cases("cuda" if device == "sm_90" else "cpu")
+    }
+    for each in load():
+        where = each.where
+        if each.suite != "ops" or each.device != device or not {"pattern", "density", "mask", "m"} <= set(where):
+            continue
+        densities = where["density"] if isinstance(where["density"], list) else [where["density"]]
+        wanted = set(where["m"] if isinstance(where["m"], list) else [where["m"]])
+        for density in densities:
+            assert wanted <= set(held[where["pattern"], density, where["mask"]]), each.name
 
 
 def test_a_target_is_met_missed_or_not_measured() -> None:
