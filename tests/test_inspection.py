@@ -125,7 +125,7 @@ def test_it_prints_as_a_table_that_names_everything() -> None:
     lines = text.split("\n")
     assert any(line.split()[:5] == ["0", "Linear", "128x128", "float32", "50.0%"] and "2:4" in line for line in lines)
     assert "4.weight_ih_l0: LSTM runs its weight_ih_l0 inside one fused call" in text
-    assert "6 layers: 3 with zeros, 1 without, 2 that can't be converted" in text
+    assert "6 layers: 3 with zeros that can be used, 1 without; 2 can't be converted, 0 of them with zeros" in text
     assert "torch.nn.utils.prune" in text
     console = Console(width=200, record=True, quiet=True)
     console.print(inspect(several()))
@@ -140,8 +140,37 @@ def test_long_names_are_not_cut() -> None:
 
 
 def test_an_empty_model_prints() -> None:
-    assert "0 layers" in str(inspect(nn.ReLU()))
+    text = str(inspect(nn.ReLU()))
+    assert text == "0 layers: nothing here that ajour could convert, as it converts linear layers"
     assert inspect(nn.ReLU()) == Inspection(())
+
+
+def test_zeros_that_cannot_be_used_are_counted_too() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3), nn.Flatten(), nn.Linear(64, 64))
+    for module in (model[0], model[1], model[3]):
+        torch_prune.l1_unstructured(module, "weight", 0.9)
+    expected = "3 layers: 1 with zeros that can be used, 0 without; 2 can't be converted, 2 of them with zeros"
+    assert expected in str(inspect(model))
+    for module in (model[0], model[1], model[3]):
+        torch_prune.remove(module, "weight")
+    assert expected in str(inspect(model))
+    assert "1 layers: 1 with zeros, 0 without" in str(inspect(model[3]))
+
+
+def test_a_model_without_linear_layers_is_told_that_nothing_can_be_converted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    torch_prune.l1_unstructured(model[0], "weight", 0.9)
+    text = str(inspect(model))
+    assert "2 layers: nothing here that ajour could convert, as it converts linear layers; 1 with zeros" in text
+    assert "0: Conv2d is a convolution" in text
+
+
+def test_a_pruned_convolution_shows_its_mask_and_density() -> None:
+    model = nn.Sequential(nn.Conv2d(64, 64, 3))
+    torch_prune.l1_unstructured(model[0], "weight", 0.9)
+    (layer,) = inspect(model).layers
+    assert (layer.name, layer.mask_source, layer.pattern) == ("0", "torch.nn.utils.prune", Unstructured())
+    assert layer.density == pytest.approx(0.1, abs=1e-4)
 
 
 def test_json_holds_every_field() -> None:

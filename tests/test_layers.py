@@ -181,10 +181,45 @@ def test_fused_experts_and_bare_parameters_are_reported() -> None:
 
 def test_convolutions_are_reported_embeddings_and_norms_are_not() -> None:
     model = nn.Sequential(nn.Conv2d(16, 32, 1), nn.Conv2d(32, 32, 3), nn.Embedding(64, 32), nn.LayerNorm(32))
-    pointwise, wide = find_layers(model)
+    model.extend([nn.LazyConv2d(8, 3), nn.Conv2d(3, 8, 3, device="meta")])
+    pointwise, wide, lazy, meta = find_layers(model)
+    assert (lazy.kind, lazy.read, meta.shape, meta.read) == ("LazyConv2d", None, (8, 27), None)
     assert (pointwise.shape, wide.shape) == ((32, 16), (32, 288))
     assert "only linear layers are converted" in str(pointwise.reason)
     assert wide.weight().shape == (32, 288)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Conv2d(3, 8, 3), (8, 27)),
+        (nn.Conv2d(32, 32, (5, 1), groups=32), (32, 5)),
+        (nn.ConvTranspose2d(16, 4, 2), (16, 16)),
+    ],
+)
+def test_convolutions_of_any_size_are_read_with_their_mask(module: nn.Module, shape: tuple[int, int]) -> None:
+    prune.l1_unstructured(module, "weight", 0.9)
+    (layer,) = find_layers(nn.Sequential(module))
+    assert (layer.name, layer.shape, layer.mask_source) == ("0", shape, "torch.nn.utils.prune")
+    assert torch.equal(layer.weight(), module.weight.detach().reshape(shape))
+    prune.remove(module, "weight")
+    assert [(layer.shape, layer.mask_source) for layer in find_layers(module)] == [(shape, None)]
+
+
+def test_parametrized_convolutions_are_reported() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 32, 3), parametrizations.weight_norm(nn.Conv2d(32, 32, 3)))
+    parametrize.register_parametrization(model[0], "weight", FakeSparsity(torch.rand_like(model[0].weight) < 0.5))
+    masked, normed = find_layers(model)
+    assert (masked.name, masked.mask_source) == ("0", "parametrization")
+    assert torch.equal(masked.weight(), model[0].weight.detach().flatten(1))
+    assert (normed.name, normed.shape, normed.read) == ("1", (32, 288), None)
+
+
+def test_a_mask_inside_a_recurrent_layer_is_applied() -> None:
+    model = nn.Sequential(nn.LSTM(32, 32))
+    prune.l1_unstructured(model[0], "weight_hh_l0", 0.9)
+    (pruned,) = (layer for layer in find_layers(model) if layer.mask_source == "torch.nn.utils.prune")
+    assert torch.equal(pruned.weight(), model[0].weight_hh_l0.detach())
 
 
 class Scaled(nn.Linear):

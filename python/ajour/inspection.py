@@ -70,7 +70,8 @@ class Inspection:
         return text.getvalue().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _table(self)
+        if self.layers:
+            yield _table(self)
         reasons = [f"{layer.name}: {layer.reason}" for layer in self.layers if layer.reason]
         yield from (_summary(self), *reasons, *(f"note: {note}" for note in self.notes))
 
@@ -150,9 +151,19 @@ def _row(layer: LayerInspection) -> dict[str, str]:
 
 
 def _summary(inspection: Inspection) -> str:
+    """How many layers have zeros, those that can be converted apart from those whose zeros can't be used."""
     convertible = [layer for layer in inspection.layers if layer.reason is None]
-    sparse = [layer for layer in convertible if layer.density is not None and layer.density < 1]
+    refused = [layer for layer in inspection.layers if layer.reason is not None]
+    sparse, lost = (
+        sum(layer.density is not None and layer.density < 1 for layer in layers) for layers in (convertible, refused)
+    )
+    counted = f"{len(inspection.layers)} layers: "
+    if not convertible:
+        counted += "nothing here that ajour could convert, as it converts linear layers"
+        return counted + (f"; {lost} with zeros, which can't be used" if refused else "")
+    if not refused:
+        return counted + f"{sparse} with zeros, {len(convertible) - sparse} without"
     return (
-        f"{len(inspection.layers)} layers: {len(sparse)} with zeros, {len(convertible) - len(sparse)} without, "
-        f"{len(inspection.layers) - len(convertible)} that can't be converted"
+        f"{counted}{sparse} with zeros that can be used, {len(convertible) - sparse} without; "
+        f"{len(refused)} can't be converted, {lost} of them with zeros"
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ajour.formats.matrix import DTYPES
-from ajour.masks import PRODUCERS, is_prune_hook, nncf_masks, read_bias, read_weight
+from ajour.masks import PRODUCERS, PRUNE, is_prune_hook, nncf_masks, read_bias, read_pruned, read_weight
 from ajour.terms.errors import ConversionError
 from ajour.terms.row_table import parse_row_table
 
@@ -68,6 +70,8 @@ def find_layers(model: nn.Module) -> list[Layer]:
             path, _, leaf = name.rpartition(".")
             inside_attention = leaf == "out_proj" and isinstance(modules[path], nn.MultiheadAttention)
             layers.append(_linear(name, module, inside_attention, twins, masks.get(_join(name, "weight"))))
+        elif isinstance(module, _ConvNd):
+            layers.append(_convolution(name, module, masks.get(_join(name, "weight"))))
         else:
             layers.extend(_parameters(name, module))
             layers.extend(_packed(name, module))
@@ -221,24 +225,48 @@ def _tied_reason(name: str, twins: dict[str, str]) -> str | None:
     return None
 
 
+def _convolution(name: str, module: _ConvNd, nncf_mask: Tensor | None) -> Layer:
+    """A convolution of any size, read with its mask as a linear layer is: its zeros should not go unmentioned."""
+    kind = type(module).__name__
+    reason = f"{kind} is a convolution; only linear layers are converted"
+    first, second = module.out_channels, module.in_channels
+    first, second = (second, first) if isinstance(module, _ConvTransposeNd) else (first, second)
+    shape = (first, second // module.groups * math.prod(module.kernel_size))
+    stored = next((p for p in module.parameters() if is_lazy(p) or p.dim() > 1), None)
+    if stored is None or is_lazy(stored):
+        some = torch.empty(0, device="meta") if stored is None else stored
+        return Layer(name, module, kind, shape, some.dtype, some.device, reason)
+    found = read_weight(module, nncf_mask)
+
+    def read() -> Tensor:
+        again = read_weight(module, nncf_mask).weight
+        assert again is not None
+        return again.flatten(1)
+
+    readable = found.weight is not None and not found.weight.is_meta
+    return Layer(
+        name, module, kind, shape, stored.dtype, stored.device, reason, found.source, read if readable else None
+    )
+
+
 def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
-    """The weights that a module other than a linear layer holds itself; none of them can be converted."""
+    """The weights that any other module holds itself; none of them can be converted."""
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag, ParametrizationList)):
         return
     for leaf, p in module._parameters.items():
         if p is None or is_lazy(p) or p.dim() < 2 or p.shape[0] == 1:
             continue
         kind, reason = _kind(name, module, leaf, p)
-        rows = p.shape[0] if isinstance(module, nn.modules.conv._ConvNd) else p.numel() // max(1, p.shape[-1])
-        shape = (rows, p.numel() // max(1, rows)) if isinstance(module, nn.modules.conv._ConvNd) else tuple(p.shape)
-        if min(shape[-2:]) < SMALLEST_SIDE and not isinstance(module, nn.RNNBase):
+        if min(p.shape[-2:]) < SMALLEST_SIDE and not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             continue
         full = name if leaf == "weight" else _join(name, leaf)
+        source = None if read_pruned(module, leaf) is None else PRUNE.name
 
-        def read(p: Tensor = p, rows: int = rows) -> Tensor:
-            return p.detach().reshape(rows, -1)
+        def read(p: Tensor = p, leaf: str = leaf) -> Tensor:
+            pruned = read_pruned(module, leaf)
+            return (p.detach() if pruned is None else pruned).flatten(0, -2)
 
-        yield Layer(full, module, kind, shape, p.dtype, p.device, reason, read=None if p.is_meta else read)
+        yield Layer(full, module, kind, tuple(p.shape), p.dtype, p.device, reason, source, None if p.is_meta else read)
 
 
 def _packed(name: str, module: nn.Module) -> Iterator[Layer]:
@@ -257,8 +285,6 @@ def _kind(name: str, module: nn.Module, leaf: str, p: Tensor) -> tuple[str, str]
         return "MultiheadAttention", f"MultiheadAttention passes {leaf} to a functional; there is no layer to swap"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return kind, f"{kind} runs its {leaf} inside one fused call; there is no layer to swap"
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return kind, f"{kind} is a convolution; only linear layers are converted"
     if p.dim() == 3 and ("expert" in name.lower() or "expert" in kind.lower()):
         return "experts", f"fused experts: {kind} holds the weights of {p.shape[0]} experts in one 3-D parameter"
     return kind, f"{leaf} is a bare {p.dim()}-D parameter of {kind}, no linear layer"

@@ -46,7 +46,10 @@ class Found:
 
 
 def read_weight(module: nn.Module, nncf_mask: Tensor | None = None) -> Found:
-    """The finalised weight of a linear layer; the module is left as it is. `nncf_mask` comes from `nncf_masks`."""
+    """The finalised weight of a linear layer or a convolution; the module is left as it is.
+
+    nncf_mask: comes from `nncf_masks`.
+    """
     if hasattr(module, "parametrizations"):
         return _parametrized(module)
     if "weight_orig" in module._parameters:
@@ -70,6 +73,19 @@ def read_bias(module: nn.Module) -> Tensor | None:
         return _masked(stored, mask)
     bias = getattr(module, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def read_pruned(module: nn.Module, stored: str) -> Tensor | None:
+    """The parameter `stored` ("weight_orig", "weight_hh_l0_orig", ...) under the mask that torch's hook applies.
+
+    None where no such hook and mask stand.
+    """
+    name = stored.removesuffix("_orig")
+    hooks = [hook for hook in module._forward_pre_hooks.values() if getattr(hook, "_tensor_name", "") == name]
+    weight, mask = module._parameters.get(stored), module._buffers.get(f"{name}_mask")
+    if name == stored or weight is None or mask is None or len(hooks) != 1 or not is_prune_hook(hooks[0]):
+        return None
+    return _masked(weight, mask)
 
 
 def is_prune_hook(hook: object) -> bool:
@@ -99,11 +115,10 @@ def _masked(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _pruned(module: nn.Module) -> Found:
-    hooks = [hook for hook in module._forward_pre_hooks.values() if getattr(hook, "_tensor_name", "") == "weight"]
-    weight, mask = module._parameters["weight_orig"], module._buffers.get("weight_mask")
-    if weight is None or mask is None or len(hooks) != 1 or not is_prune_hook(hooks[0]):
+    weight = read_pruned(module, "weight_orig")
+    if weight is None:
         return Found(None, reason="its weight_orig stands without the mask and the hook of torch.nn.utils.prune")
-    return Found(_masked(weight, mask), PRUNE.name)
+    return Found(weight, PRUNE.name)
 
 
 def _parametrized(module: nn.Module) -> Found:
