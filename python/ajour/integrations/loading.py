@@ -12,6 +12,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from ajour.diagnosis import import_failure
 from ajour.importers import open_checkpoint
 from ajour.planning.plan import Plan
 from ajour.planning.rows import call, untouched
@@ -62,6 +63,11 @@ def _from_folder(folder: Path) -> nn.Module:
         raise FileError(f"{folder} has no config.json; expected a folder as Hugging Face's save_pretrained writes it")
     if importlib.util.find_spec("transformers") is None:
         raise MachineError("a Hugging Face folder needs transformers; install it with: pip install transformers")
+    if failure := import_failure("transformers"):
+        raise MachineError(
+            f"a Hugging Face folder needs transformers, and the one here is broken ({failure}); "
+            "repair it with: pip install --force-reinstall transformers"
+        )
     open_checkpoint(folder)  # a damaged file is refused before transformers reads it, by a sentence that names it
     import transformers
     from huggingface_hub.errors import StrictDataclassError
