@@ -66,8 +66,10 @@ def test_torch_too_old(tmp_path: Path) -> None:
 
 
 def test_torch_that_can_not_be_loaded(tmp_path: Path) -> None:
-    broken = "raise OSError('libcudart.so.13: cannot open shared object file')"
-    assert "libcudart.so.13: cannot open" in one_line(ajour("doctor", stubs=fake_torch(tmp_path, broken)), 3)
+    stubs = broken(tmp_path, "OSError('libcudart.so.13: cannot open shared object file')", "torch")
+    said = one_line(ajour("doctor", stubs=stubs), 3)
+    assert "torch is installed but can't be loaded: libcudart.so.13: cannot open shared object file" in said
+    assert "pip install --force-reinstall torch" in said
 
 
 def test_a_package_of_the_command_line_is_missing(tmp_path: Path) -> None:
@@ -161,6 +163,24 @@ def test_a_package_that_a_factory_needs(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import no_such_package_of_mine\ndef model(): ...")
     said = one_line(ajour("inspect", "mine:model", stubs=tmp_path), 3)
     assert "'mine:model' needs a package that is missing: No module named 'no_such_package_of_mine'; install it" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "said"),
+    [
+        ("def boom(): raise ValueError('no weights\\nat all')", "mine:boom", "mine:boom raised ValueError: no weights"),
+        ("def boom(): {}['x']", "mine:boom", "mine:boom raised KeyError: 'x'"),
+        ("raise RuntimeError('too early')", "mine:boom", "mine raised RuntimeError: too early"),
+    ],
+)
+def test_a_factory_that_raises(tmp_path: Path, text: str, spec: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    assert one_line(ajour("plan", spec, stubs=tmp_path), 2) == f"error: {said}\n"
+
+
+def test_a_package_that_a_factory_needs_when_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def model(): import no_such_package_of_mine")
+    assert "'mine:model' needs a package that is missing" in one_line(ajour("inspect", "mine:model", stubs=tmp_path), 3)
 
 
 def test_an_unknown_model() -> None:
