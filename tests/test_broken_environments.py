@@ -32,6 +32,14 @@ def without(folder: Path, *packages: str) -> Path:
     return folder
 
 
+def broken(folder: Path, error: str, *packages: str) -> Path:
+    """A folder with packages that are there, and raise when they are imported."""
+    for package in packages:
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text(f"raise {error}")
+    return folder
+
+
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     """What was said, once it is one line and the code is right."""
     assert done.returncode == code, done.stderr
@@ -58,8 +66,10 @@ def test_torch_too_old(tmp_path: Path) -> None:
 
 
 def test_torch_that_can_not_be_loaded(tmp_path: Path) -> None:
-    broken = "raise OSError('libcudart.so.13: cannot open shared object file')"
-    assert "libcudart.so.13: cannot open" in one_line(ajour("doctor", stubs=fake_torch(tmp_path, broken)), 3)
+    stubs = broken(tmp_path, "OSError('libcudart.so.13: cannot open shared object file')", "torch")
+    said = one_line(ajour("doctor", stubs=stubs), 3)
+    assert "torch is installed but can't be loaded: libcudart.so.13: cannot open shared object file" in said
+    assert "pip install --force-reinstall torch" in said
 
 
 def test_a_package_of_the_command_line_is_missing(tmp_path: Path) -> None:
@@ -90,6 +100,17 @@ def test_the_doctor_names_what_is_missing_with_a_remedy_each(tmp_path: Path) -> 
     assert found["nm_linear · cpu (cpu)"]["status"] == "ok"
 
 
+@pytest.mark.parametrize("error", ["ImportError('no GLIBCXX')", "OSError('no GLIBCXX')", "RuntimeError('no GLIBCXX')"])
+def test_the_doctor_names_what_is_there_but_broken(tmp_path: Path, error: str) -> None:
+    done = ajour("doctor", "--json", stubs=broken(tmp_path, error, "triton", "transformers", "matplotlib"))
+    assert done.returncode == 3, done.stderr
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    for subject in ("Triton", "transformers", "matplotlib"):
+        assert found[subject]["status"] == "broken", subject
+        assert found[subject]["found"] == f"broken: {error.partition('(')[0]}: no GLIBCXX"
+        assert found[subject]["remedy"] == f"pip install --force-reinstall {subject.lower()}"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU and its driver")
 @pytest.mark.parametrize("verb", ["plan", "bench", "limits"])
 def test_no_gpu_driver(verb: str) -> None:
@@ -104,6 +125,25 @@ def test_no_matplotlib_is_said_before_anything_is_measured(tmp_path: Path) -> No
     said = one_line(ajour("bench", "factories:number", "--html", page, stubs=stubs), 3)  # no model is even looked for
     assert "a page with charts needs matplotlib; install it with: pip install 'ajour[plots]'" in said
     assert not page.exists()
+
+
+def test_a_broken_matplotlib_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    page, stubs = tmp_path / "page.html", broken(tmp_path, "OSError('libpng.so: cannot open')", "matplotlib")
+    said = one_line(ajour("bench", "factories:number", "--html", page, stubs=stubs), 3)
+    assert "the one here is broken (OSError: libpng.so: cannot open)" in said
+    assert "pip install --force-reinstall matplotlib" in said
+    assert not page.exists()
+
+
+def test_broken_transformers(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    said = one_line(
+        ajour("plan", folder, stubs=broken(tmp_path, "RuntimeError('numpy is too old')", "transformers")), 3
+    )
+    assert "transformers, and the one here is broken (RuntimeError: numpy is too old)" in said
+    assert "pip install --force-reinstall transformers" in said
 
 
 def test_no_transformers(tmp_path: Path) -> None:
@@ -123,6 +163,24 @@ def test_a_package_that_a_factory_needs(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import no_such_package_of_mine\ndef model(): ...")
     said = one_line(ajour("inspect", "mine:model", stubs=tmp_path), 3)
     assert "'mine:model' needs a package that is missing: No module named 'no_such_package_of_mine'; install it" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "said"),
+    [
+        ("def boom(): raise ValueError('no weights\\nat all')", "mine:boom", "mine:boom raised ValueError: no weights"),
+        ("def boom(): {}['x']", "mine:boom", "mine:boom raised KeyError: 'x'"),
+        ("raise RuntimeError('too early')", "mine:boom", "mine raised RuntimeError: too early"),
+    ],
+)
+def test_a_factory_that_raises(tmp_path: Path, text: str, spec: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    assert one_line(ajour("plan", spec, stubs=tmp_path), 2) == f"error: {said}\n"
+
+
+def test_a_package_that_a_factory_needs_when_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def model(): import no_such_package_of_mine")
+    assert "'mine:model' needs a package that is missing" in one_line(ajour("inspect", "mine:model", stubs=tmp_path), 3)
 
 
 def test_an_unknown_model() -> None:

@@ -161,6 +161,9 @@ def test_convert_refuses_a_plan_that_is_none(
     assert "make a plan with: ajour plan" in capsys.readouterr().err
     bad.write_text("{nope")
     assert exits(monkeypatch, "convert", "factories:pruned", "-o", out, "--plan", bad) == 1
+    said = capsys.readouterr().err
+    assert f"{bad}: this is no plan: " in said
+    assert f"make a plan with: ajour plan MODEL -o {bad}" in said
     assert not out.exists()
 
 

@@ -27,6 +27,11 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(cli.app, [str(arg) for arg in args])
 
 
+def unwrapped(result: Result) -> str:
+    """What was said, out of the frame that breaks it into lines."""
+    return " ".join(result.output.replace("│", " ").split())
+
+
 def exits(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
     """The exit code of `ajour ARGS`."""
     monkeypatch.setattr(sys, "argv", ["ajour", *map(str, args)])
@@ -74,6 +79,21 @@ def test_bench_prints_a_table(quick: None) -> None:
 def test_bench_exits_1_where_the_verification_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Comparison, "ok", False)
     assert run("bench", "factories:pruned", *SHAPES, "--no-compile").exit_code == 1
+
+
+@pytest.mark.parametrize("verb", ["limits", "plan", "bench"])
+def test_a_default_shape_that_does_not_fit_asks_for_one_that_does(verb: str) -> None:
+    result = run(verb, "factories:pruned")  # takes 64 features
+    assert result.exit_code == 2
+    assert "--shape 1x3x224x224" in unwrapped(result)
+    result = run(verb, "factories:pruned", "--shape", "4x63")
+    assert result.exit_code == 2
+    assert "224" not in result.output
+
+
+def test_limits_at_given_rows_run_no_example() -> None:
+    result = run("limits", "factories:pruned", "--rows", "4", "--device", "H100 SXM", "--json")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "1e9", "nan"])

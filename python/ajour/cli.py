@@ -86,17 +86,25 @@ def _show(report: Any, as_json: bool) -> None:
     typer.echo(report.to_json() if as_json else str(report))
 
 
-def _example(model: nn.Module, sides: tuple[int, ...]) -> Any:
-    return _asked(partial(make_example, model), sides)
+def _examples(model: nn.Module, shape: list[str] | None) -> dict[str, Any]:
+    """One by each shape; where the default one does not fit, the error says how to give another."""
+    try:
+        return {label: make_example(model, sides) for label, sides in parse_shapes(shape).items()}
+    except ValueError as error:
+        hint = "" if shape else "; give one that it takes, like --shape 1x3x224x224"
+        raise typer.BadParameter(f"{error}{hint}") from None
 
 
-def _layers(spec: str, shape: list[str] | None, rows: Sequence[int] | None, dtype: str, device: str) -> tuple[Any, Any]:
-    """(model, examples) to plan for; a file has layers, but no example can run through them."""
-    shapes, kind, place = _asked(parse_shapes, shape), _asked(parse_dtype, dtype), _asked(parse_device, device)
+def _layers(
+    spec: str, shape: list[str] | None, rows: Sequence[int] | None, dtype: str, device: str, *, run: bool = True
+) -> tuple[Any, Any]:
+    """(model, examples) to plan for; a file has layers, but no example can run through them. run: make examples."""
+    kind, place = _asked(parse_dtype, dtype), _asked(parse_device, device)
+    _asked(parse_shapes, shape)
     if Path(spec).is_file() and rows:
         return load_layers(Path(spec), kind, place), None
     model = load_model(spec, kind, place)
-    return model, [_example(model, sides) for sides in shapes.values()]
+    return model, list(_examples(model, shape).values()) if run else None
 
 
 @app.command()
@@ -131,7 +139,9 @@ def limits(
 ) -> None:
     """Before you prune: what each pattern could gain at best, beside fp8 and int4 dense."""
     counts, where = _asked(parse_rows, rows), _asked(parse_known_device, device)
-    loaded, examples = _layers(model, shape, counts, dtype, "cpu" if isinstance(where, str) else device)
+    loaded, examples = _layers(
+        model, shape, counts, dtype, "cpu" if isinstance(where, str) else device, run=shape is not None or not counts
+    )
     _show(ajour.limits(loaded, examples, where, rows=counts), as_json)
 
 
@@ -166,11 +176,12 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Plans (or takes a plan), converts, and saves one file that `ajour.load` reads."""
-    shapes, counts = _asked(parse_shapes, shape), _asked(parse_rows, rows)
+    _asked(parse_shapes, shape)  # before anything is loaded
+    counts = _asked(parse_rows, rows)
     made = None if plan_file is None else read_plan(plan_file)
     loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
     if made is None:
-        made = ajour.plan(loaded, [_example(loaded, sides) for sides in shapes.values()], rows=counts)
+        made = ajour.plan(loaded, list(_examples(loaded, shape).values()), rows=counts)
     ajour.save(ajour.convert(loaded, made), output)
     _show(made, as_json)
     typer.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", err=as_json)
@@ -192,9 +203,10 @@ def bench(
     from ajour.comparison import compare
     from ajour.comparison.page import write_page
 
-    shapes, counts, pause = _asked(parse_shapes, shape), _asked(parse_rows, rows), _asked(parse_seconds, seconds)
+    _asked(parse_shapes, shape)  # before anything is loaded
+    counts, pause = _asked(parse_rows, rows), _asked(parse_seconds, seconds)
     loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
-    examples = {label: _example(loaded, sides) for label, sides in shapes.items()}
+    examples = _examples(loaded, shape)
     found = compare(loaded, examples, name=model, rows=counts, compiled=compiled, seconds=pause)
     _show(found, as_json)
     if html is not None:
@@ -214,11 +226,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compares a converted file with its dense model: outputs, formats, op calls really made, resident bytes."""
-    shapes = _asked(parse_shapes, shape)
+    _asked(parse_shapes, shape)  # before anything is loaded
     load = partial(load_model, against, _asked(parse_dtype, dtype), _asked(parse_device, device))
     reference = load()
     converted = ajour.load(file, load())
-    report = ajour.verify(converted, reference, [_example(reference, sides) for sides in shapes.values()])
+    report = ajour.verify(converted, reference, list(_examples(reference, shape).values()))
     _show(report, as_json)
     if not report.ok:
         raise typer.Exit(1)

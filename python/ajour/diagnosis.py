@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 
@@ -17,18 +18,29 @@ from rich.table import Table
 
 from ajour import _native
 from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
-from ajour.ops import LINEAR_OPS
+from ajour.ops import BLOCK_SDDMM, LINEAR_OPS
 from ajour.ops.functional import linear, problem_of
 from ajour.ops.library import LinearOp
+from ajour.ops.masked_update import reference
+from ajour.ops.masked_update.op import MASKED_ADAMW, MASKED_SGD
+from ajour.ops.masked_update.update import STATES, Slice, Update, UpdateKernel, chunk_offsets
 from ajour.planning.correctness import Oracle
 from ajour.planning.measuring import FAILURES
 from ajour.terms.pattern import NM, Block, Dense, Unstructured
+from ajour.terms.row_table import make_row_table
+from ajour.train import Mask
 
 WIDTH = 120  # where no terminal says otherwise
 MARKS = {"ok": "✓", "absent": "·", "broken": "✗"}
 SIDE = 128  # of the weights of a self-test
 ROWS = (1, 16, 128)
 TESTED = (torch.float32, torch.bfloat16, torch.float16)
+SIZES = (6001, 130)  # of the parameters of an update: more than one chunk of work, and less
+RULES = {  # the optimizers' coefficients, by the columns of ADAMW and SGD
+    "adamw": (1.0, 0.99, 0.1, 0.95, 0.05, 2.3, 1e-8, 3e-2, 3.0),
+    "momentum": (1.0, 0.02, 0.9, 0.7, 0.0, 0.0, 0.0, 1e-1, 2.0),
+}
+UNIMPORTABLE = (ImportError, OSError, RuntimeError, AttributeError, ValueError)  # what a broken package may raise
 REPORT = "never use this kernel here; please report this line with the ones above"
 
 
@@ -76,13 +88,14 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Looks at everything that ajour can use and runs every kernel that takes a small problem here. Takes seconds."""
-    machine = [_onednn(), _isa(), _threads(), _cxx(), _compiler(), _cuda_build(), _gpu(), _triton()]
+    machine = [_onednn(), _isa(), _threads(), _cxx(), _compiler(), _cuda_build(), _gpu()]
     return Diagnosis(
         (
             Finding("torch", "ok", torch.__version__),  # an older one than needed is refused at import
             *machine,
-            _extra("transformers", "for Hugging Face folders and the demo"),
-            _extra("matplotlib", "for pages with charts (--html)"),
+            _package("Triton", "triton", "for its kernels on a GPU: pip install 'ajour[triton]'"),
+            _package("transformers", "transformers", "for Hugging Face folders and the demo: pip install transformers"),
+            _package("matplotlib", "matplotlib.figure", "for pages with charts (--html): pip install matplotlib"),
             *_self_tests(),
         )
     )
@@ -118,12 +131,6 @@ def _gpu() -> Finding:
     return Finding("GPU", "absent", "torch sees none", "check the driver with nvidia-smi")
 
 
-def _triton() -> Finding:
-    if importlib.util.find_spec("triton") is None:
-        return Finding("Triton", "absent", "not installed", "for its kernels on a GPU: pip install 'ajour[triton]'")
-    return Finding("Triton", "ok", importlib.metadata.version("triton"))
-
-
 def _cxx() -> Finding:
     wanted = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
     found = next((path for name in wanted if name and (path := shutil.which(name))), None)
@@ -140,19 +147,39 @@ def _compiler() -> Finding:
     return Finding("CUDA compiler", "absent", "no nvcc on the PATH", "needed only to build ajour's CUDA kernels")
 
 
-def _extra(package: str, use: str) -> Finding:
+def _package(subject: str, module: str, remedy: str) -> Finding:
+    package = module.split(".")[0]
     if importlib.util.find_spec(package) is None:
-        return Finding(package, "absent", "not installed", f"{use}: pip install {package}")
-    return Finding(package, "ok", importlib.metadata.version(package))
+        return Finding(subject, "absent", "not installed", remedy)
+    if failure := import_failure(module):
+        return Finding(subject, "broken", f"broken: {failure}", f"pip install --force-reinstall {package}")
+    return Finding(subject, "ok", importlib.metadata.version(package))
+
+
+def import_failure(module: str) -> str | None:
+    """What importing an installed package raises, in one line; None where it can be used."""
+    try:
+        importlib.import_module(module)
+    except UNIMPORTABLE as error:
+        return f"{type(error).__name__}: {_first_line(error)}"
+    return None
 
 
 def _self_tests() -> Iterator[Finding]:
     """Every kernel on every device here, with each dtype and number of rows that it takes."""
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+    for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
         matrices = [matrix.to(device) for matrix in _matrices()]
         for op in LINEAR_OPS.values():
             mine = [matrix for matrix in matrices if type(matrix) is op.matrix]
-            yield from (_self_test(f"{op.name} · {name} ({device})", op, name, mine) for name in op.kernels)
+            for name in op.kernels:
+                yield _self_test(f"{op.name} · {name} ({device})", _products(op, name, mine))
+        blocks = [matrix for matrix in matrices if isinstance(matrix, BlockMatrix)]
+        for name in BLOCK_SDDMM.kernels:
+            yield _self_test(f"{BLOCK_SDDMM.name} · {name} ({device})", _sampled(name, blocks))
+        for update_op, rule in ((MASKED_ADAMW, "adamw"), (MASKED_SGD, "momentum")):
+            for kernel in update_op.kernels.values():
+                if kernel.run is not reference.run:  # what the others are held against
+                    yield _self_test(f"{update_op.name} · {kernel.name} ({device})", _updates(kernel, rule, device))
 
 
 def _matrices() -> list[SparseMatrix]:
@@ -171,26 +198,102 @@ def _matrices() -> list[SparseMatrix]:
     return made
 
 
-def _self_test(subject: str, op: LinearOp, name: str, matrices: Sequence[SparseMatrix]) -> Finding:
-    """One kernel against float64, by the rule that the planner has too."""
-    reasons, ratios = [], []
+_Case = tuple[str, str | None, Callable[[], float]]  # what it is, why it is not taken, its error over the allowed one
+
+
+def _self_test(subject: str, cases: Iterator[_Case]) -> Finding:
+    """One kernel on every problem that it takes; a right answer's error is at most the allowed one."""
+    reasons, right = [], 0
+    for what, reason, measure in cases:
+        if reason:
+            reasons.append(reason)
+            continue
+        try:
+            ratio = measure()
+        except FAILURES as error:
+            return Finding(subject, "broken", f"failed at {what}: {_first_line(error)}", REPORT)
+        if not ratio <= 1:
+            return Finding(subject, "broken", f"wrong at {what}: {ratio:.3g} times the allowed error", REPORT)
+        right += 1
+    if not right:
+        return Finding(subject, "absent", reasons[0])
+    return Finding(subject, "ok", f"self-test right, {right} problems")
+
+
+def _products(op: LinearOp, name: str, matrices: Sequence[SparseMatrix]) -> Iterator[_Case]:
+    """x @ w.T against float64, by the rule that the planner has too."""
     for matrix in matrices:
         for m in ROWS:
-            if reason := op.kernels[name].why_not(problem_of(matrix, m)):
-                reasons.append(reason)
-                continue
-            x = torch.randn(m, SIDE, generator=torch.Generator().manual_seed(m)).to(matrix.device, matrix.dtype)
-            what = f"{matrix.pattern}, {str(matrix.dtype)[6:]}, {m} rows"
-            try:
-                ratio = Oracle.of(x, matrix.to_dense(), None).error_ratio(linear(x, matrix, kernel=name))
-            except FAILURES as error:
-                return Finding(subject, "broken", f"failed at {what}: {_first_line(error)}", REPORT)
-            if not ratio <= 1:
-                return Finding(subject, "broken", f"wrong at {what}: {ratio:.3g} times the allowed error", REPORT)
-            ratios.append(ratio)
-    if not ratios:
-        return Finding(subject, "absent", reasons[0])
-    return Finding(subject, "ok", f"self-test right, {len(ratios)} problems")
+
+            def measure(matrix: SparseMatrix = matrix, m: int = m) -> float:
+                x = _random(m, matrix, m)
+                return Oracle.of(x, matrix.to_dense(), None).error_ratio(linear(x, matrix, kernel=name))
+
+            yield _what(matrix, m), op.kernels[name].why_not(problem_of(matrix, m)), measure
+
+
+def _sampled(name: str, matrices: Sequence[BlockMatrix]) -> Iterator[_Case]:
+    """dy.T @ x at the live blocks against float64, by the same rule."""
+    for matrix in matrices:
+        for m in ROWS:
+
+            def measure(matrix: BlockMatrix = matrix, m: int = m) -> float:
+                (n, k), (blocks, *index) = matrix.shape, matrix.tensors().values()
+                dy, x = _random(m, matrix, m), _random(m, matrix, m + 1)
+                entry = (None, name, 0, len(index), "")
+                table = str(make_row_table(n, k, str(matrix.dtype)[6:], matrix.pattern, [entry]))
+
+                def dense(values: torch.Tensor) -> torch.Tensor:
+                    return BlockMatrix({**matrix.tensors(), "blocks": values}, matrix.pattern, (n, k)).to_dense()
+
+                oracle = Oracle.of(dy.T.contiguous(), x.T.contiguous(), None)
+                live = dense(torch.ones_like(blocks)) == 1
+                return oracle.error_ratio(torch.where(live, dense(BLOCK_SDDMM.call(dy, x, index, table)), oracle.dense))
+
+            yield _what(matrix, m), BLOCK_SDDMM.kernels[name].why_not(problem_of(matrix, m)), measure
+
+
+def _updates(kernel: UpdateKernel, rule: str, device: str) -> Iterator[_Case]:
+    """A masked step against the reference's, which is in float64: within a few roundings of what is stored."""
+    for dtype in TESTED:
+        for compact in (False, True):
+
+            def measure(dtype: torch.dtype = dtype, compact: bool = compact) -> float:
+                found, wanted = _update(rule, dtype, compact, device), _update(rule, dtype, compact, "cpu")
+                kernel.run(found)
+                reference.run(wanted)
+                pairs = zip(found.slices, wanted.slices, strict=True)
+                return max(max(_apart(a.weight, b.weight), *map(_apart, a.states, b.states)) for a, b in pairs)
+
+            yield f"{str(dtype)[6:]}, compact: {compact}", kernel.why_not(device, dtype), measure
+
+
+def _update(rule: str, dtype: torch.dtype, compact: bool, device: str) -> Update:
+    """The same one at every call, on tensors of its own."""
+    generator, slices = torch.Generator().manual_seed(0), []
+    for size in SIZES:
+        kept = torch.rand(size, generator=generator) < 0.3
+        bits = Mask.from_dense(kept).bits
+        w, g = (torch.randn(size, generator=generator).mul(kept).to(dtype) for _ in range(2))
+        whole = [torch.rand(size, generator=generator).mul(kept) for _ in STATES[rule]]
+        states = tuple((state[kept] if compact else state).to(device) for state in whole)
+        offsets = chunk_offsets(bits).to(device) if compact else None
+        slices.append(Slice(w.to(device), g.to(device), bits.to(device), offsets, states, None))
+    return Update(rule, slices, torch.tensor([RULES[rule]] * len(slices), dtype=torch.float64))
+
+
+def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference over the allowed one; NaN where either is."""
+    allowed = max(torch.finfo(wanted.dtype).eps, 3e-6) * wanted.double().abs() + 3e-7
+    return float(((found.cpu().double() - wanted.double()).abs() / allowed).max())
+
+
+def _random(m: int, matrix: SparseMatrix, seed: int) -> torch.Tensor:
+    return torch.randn(m, SIDE, generator=torch.Generator().manual_seed(seed)).to(matrix.device, matrix.dtype)
+
+
+def _what(matrix: SparseMatrix, m: int) -> str:
+    return f"{matrix.pattern}, {str(matrix.dtype)[6:]}, {m} rows"
 
 
 def _first_line(error: BaseException) -> str:

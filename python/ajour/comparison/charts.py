@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from ajour.diagnosis import import_failure
 from ajour.planning.timing import Timing
 from ajour.terms.errors import MachineError
 
@@ -30,6 +31,11 @@ def check_matplotlib() -> None:
     """Raises MachineError where charts can't be drawn; said before anything is measured."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MachineError("a page with charts needs matplotlib; install it with: pip install 'ajour[plots]'")
+    if failure := import_failure("matplotlib.figure"):
+        raise MachineError(
+            f"a page with charts needs matplotlib, and the one here is broken ({failure}); "
+            "repair it with: pip install --force-reinstall matplotlib"
+        )
 
 
 def bars(rows: Sequence[tuple[str, str, Timing]], unit: str) -> str:

@@ -15,7 +15,7 @@ from ajour.planning.plan import Plan
 from ajour.planning.rows import call
 
 STOCK, COMPILED, DENSE, CONVERTED = "stock", "compiled", "dense", "converted"
-LABELS = {STOCK: "torch as it is", COMPILED: "torch.compile", DENSE: "best dense", CONVERTED: "converted"}
+LABELS = {STOCK: "torch as it is", COMPILED: "torch.compile", DENSE: "best dense kernels", CONVERTED: "converted"}
 RECOMPILED = 4  # times that one function may be compiled for each size
 # what torch.compile raises without a compiler, or for a model that it can't take
 UNCOMPILED = (RuntimeError, OSError, ImportError, NotImplementedError, TypeError, subprocess.SubprocessError)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import safetensors
 import torch
 from torch import Tensor, nn
 
+from ajour.diagnosis import import_failure
 from ajour.importers import open_checkpoint
 from ajour.planning.plan import Plan
 from ajour.planning.rows import call, untouched
-from ajour.terms.errors import FileError, MachineError, UnknownModelError
+from ajour.terms.errors import FileError, MachineError, PlanError, UnknownModelError
 
 # what transformers trips over, once a folder's config or weights are not what they say
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError)
 # what a forward raises for an input of a shape that it does not take
 _UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+# what a factory of somebody else's may raise
+_RAISED = (*_UNFIT, *_DAMAGED, ArithmeticError, ImportError, NameError, MemoryError, SyntaxError, PickleError)
 
 
 def load_model(spec: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -62,6 +67,11 @@ def _from_folder(folder: Path) -> nn.Module:
         raise FileError(f"{folder} has no config.json; expected a folder as Hugging Face's save_pretrained writes it")
     if importlib.util.find_spec("transformers") is None:
         raise MachineError("a Hugging Face folder needs transformers; install it with: pip install transformers")
+    if failure := import_failure("transformers"):
+        raise MachineError(
+            f"a Hugging Face folder needs transformers, and the one here is broken ({failure}); "
+            "repair it with: pip install --force-reinstall transformers"
+        )
     open_checkpoint(folder)  # a damaged file is refused before transformers reads it, by a sentence that names it
     import transformers
     from huggingface_hub.errors import StrictDataclassError
@@ -117,7 +127,7 @@ def _from_factory(spec: str) -> nn.Module:
         )
     sys.path.insert(0, "")  # a module of the working directory, as with python -m
     try:
-        module = importlib.import_module(module_name)
+        module = _made(module_name, lambda: importlib.import_module(module_name))
     except ModuleNotFoundError as error:
         if f"{module_name}.".startswith(f"{error.name}."):
             raise UnknownModelError(
@@ -129,10 +139,23 @@ def _from_factory(spec: str) -> nn.Module:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise UnknownModelError(f"{spec!r}: {module_name} has no callable {factory_name!r}")
-    model = factory()
+    try:
+        model = _made(spec, factory)
+    except ModuleNotFoundError as error:
+        raise MachineError(f"{spec!r} needs a package that is missing: {error}; install it") from None
     if not isinstance(model, nn.Module):
         raise FileError(f"{spec!r}: expected the factory to return an nn.Module, found {type(model).__name__}")
     return model
+
+
+def _made(name: str, make: Callable[[], Any]) -> Any:
+    """make(), a caller's own code; raises UnknownModelError, which says what `name` raised."""
+    try:
+        return make()
+    except ModuleNotFoundError:
+        raise
+    except _RAISED as error:
+        raise UnknownModelError(f"{name} raised {_one_line(error)}") from error
 
 
 def make_example(model: nn.Module, shape: tuple[int, ...]) -> Tensor | dict[str, Any]:
@@ -167,7 +190,10 @@ def read_plan(path: Path) -> Plan:
     """A plan that `ajour plan -o` wrote; raises FileError if there is no file, PlanError if it holds no plan."""
     if not path.is_file():
         raise FileError(f"{path} is no file; make a plan with: ajour plan MODEL -o {path}")
-    return Plan.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}; make a plan with: ajour plan MODEL -o {path}") from None
 
 
 def _one_line(error: BaseException) -> str:
