@@ -88,7 +88,7 @@ def test_the_doctor_names_what_is_missing_with_a_remedy_each(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr  # a CPU needs none of these
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
     for subject, remedy in {
-        "Triton": "pip install 'ajour[triton]'",
+        "Triton": "pip install 'triton>=3.6'",
         "transformers": "pip install transformers",
         "matplotlib": "pip install matplotlib",
         "C++ compiler": "install g++ or clang++",
@@ -123,7 +123,7 @@ def test_no_matplotlib_is_said_before_anything_is_measured(tmp_path: Path) -> No
     stubs = without(tmp_path, "matplotlib")
     page = tmp_path / "page.html"
     said = one_line(ajour("bench", "factories:number", "--html", page, stubs=stubs), 3)  # no model is even looked for
-    assert "a page with charts needs matplotlib; install it with: pip install 'ajour[plots]'" in said
+    assert "a page with charts needs matplotlib; install it with: pip install matplotlib" in said
     assert not page.exists()
 
 

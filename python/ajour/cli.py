@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,6 +19,7 @@ from torch import nn
 
 import ajour
 from ajour.integrations.arguments import (
+    check_input,
     check_output,
     make_folder,
     parse_device,
@@ -28,7 +30,8 @@ from ajour.integrations.arguments import (
     parse_shapes,
 )  # fmt: skip
 from ajour.integrations.bare_weights import load_layers
-from ajour.integrations.loading import load_model, make_example, read_plan
+from ajour.integrations.examples import intake, label, make_example, make_several
+from ajour.integrations.loading import load_model, read_plan
 from ajour.terms.errors import AjourError, MachineError, UnknownModelError
 
 app = typer.Typer(
@@ -40,7 +43,12 @@ AnyModel = Annotated[
     str, typer.Argument(help="a Hugging Face folder, package.module:factory, or with --rows a checkpoint file")
 ]
 Shape = Annotated[
-    list[str] | None, typer.Option(help="shape of the example input, like 32x128, once for each size; default: 1x128")
+    list[str] | None,
+    typer.Option(help="shape of the example input, like 32x128, once for each size; default: 1x128, or what fits"),
+]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option(help="shape of the example input, like 32x128, once for each size; default: several that fit"),
 ]
 Rows = Annotated[str, typer.Option(help="rows to plan for, like 1,8,64; default: what the example produces")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; default: as stored")]
@@ -69,6 +77,15 @@ def _new_output(path: Path) -> Path:
     return _asked(make_folder, path)
 
 
+def _plan_file(path: Path | None) -> Path | None:
+    make = "make a plan with: ajour plan MODEL -o FILE"
+    return None if path is None else _asked(partial(check_input, remedy=make), path)
+
+
+def _converted_file(path: Path) -> Path:
+    return _asked(partial(check_input, remedy="expected one that `ajour convert` or ajour.save wrote"), path)
+
+
 def _page(path: Path | None) -> Path | None:
     """Where a page goes; said at once if there can be none."""
     from ajour.comparison.charts import check_matplotlib
@@ -87,9 +104,20 @@ def _show(report: Any, as_json: bool) -> None:
 
 
 def _examples(model: nn.Module, shape: list[str] | None) -> dict[str, Any]:
-    """One by each shape; where the default one does not fit, the error says how to give another."""
+    """One by each shape; without any, one that should fit."""
+    sides = parse_shapes(shape) or [intake(model).one]
+    return _fitting(lambda: {label(each): make_example(model, each) for each in sides}, shape)
+
+
+def _several(model: nn.Module, shape: list[str] | None) -> tuple[dict[str, Any], str | None]:
+    """One by each shape; without any, several that should fit, and what was left out of them."""
+    return (_examples(model, shape), None) if shape else _fitting(lambda: make_several(model), shape)
+
+
+def _fitting(make: Callable[[], Parsed], shape: list[str] | None) -> Parsed:
+    """make(); where a default shape does not fit, the error says how to give another."""
     try:
-        return {label: make_example(model, sides) for label, sides in parse_shapes(shape).items()}
+        return make()
     except ValueError as error:
         hint = "" if shape else "; give one that it takes, like --shape 1x3x224x224"
         raise typer.BadParameter(f"{error}{hint}") from None
@@ -172,7 +200,9 @@ def convert(
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="a plan made by `ajour plan -o`")] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", callback=_plan_file, help="a plan made by `ajour plan -o`")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Plans (or takes a plan), converts, and saves one file that `ajour.load` reads."""
@@ -190,7 +220,7 @@ def convert(
 @app.command()
 def bench(
     model: Model,
-    shape: Shape = None,
+    shape: Sizes = None,
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
@@ -206,8 +236,9 @@ def bench(
     _asked(parse_shapes, shape)  # before anything is loaded
     counts, pause = _asked(parse_rows, rows), _asked(parse_seconds, seconds)
     loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
-    examples = _examples(loaded, shape)
+    examples, left_out = _several(loaded, shape)
     found = compare(loaded, examples, name=model, rows=counts, compiled=compiled, seconds=pause)
+    found = replace(found, notes=(*found.notes, left_out)) if left_out else found
     _show(found, as_json)
     if html is not None:
         write_page(html, f"{model}: dense and converted", "One pass of the whole model, dense and converted.", [found])
@@ -218,7 +249,7 @@ def bench(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="a file written by `ajour convert`")],
+    file: Annotated[Path, typer.Argument(callback=_converted_file, help="a file written by `ajour convert`")],
     against: Annotated[str, typer.Option(help="the dense model: a Hugging Face folder, or package.module:factory")],
     shape: Shape = None,
     dtype: Dtype = "",
