@@ -12,6 +12,7 @@ from ajour.comparison.charts import MARK, bars, check_matplotlib, stacks
 from ajour.comparison.report import REST, Comparison, Size, memory_line, milliseconds, verified_line
 from ajour.comparison.sides import CONVERTED, LABELS, STOCK
 from ajour.planning.plan import Choice
+from ajour.planning.report import nothing_to_gain
 from ajour.planning.timing import Timing
 
 CSS = Path(__file__).with_name("page.css")
@@ -60,6 +61,8 @@ def page(title: str, intro: str, comparisons: Sequence[Comparison]) -> str:
 
 def _section(comparison: Comparison) -> Iterator[str]:
     yield f"<h2>{escape(comparison.name or 'The model')}</h2>"
+    if nothing := nothing_to_gain(comparison.plan):
+        yield f"<p>{escape(nothing)}</p>"
     yield _tiles(comparison)
     first, _, more = verified_line(comparison).partition(": ")
     yield f'<p><span class="{"good" if comparison.ok else "bad"}">{escape(first)}</span>: {escape(more)}</p>'
@@ -69,8 +72,11 @@ def _section(comparison: Comparison) -> Iterator[str]:
     yield _latency_table(comparison)
     yield "<h3>Where the time goes</h3>"
     groups = _heaviest(comparison)
+    drawn = {size.label: _where(size, groups) for size in comparison.sizes}
+    seen = {part for rows in drawn.values() for _, parts in rows for part, ms in parts.items() if ms > 0}
+    groups = {part: colour for part, colour in groups.items() if part in seen}
     yield _legend(groups)
-    yield _charts((f"{size.label}", _where(size, groups)) for size in comparison.sizes)
+    yield _charts((label, stacks(rows, groups, "ms")) for label, rows in drawn.items())
     yield _layers(comparison)
 
 
@@ -118,14 +124,15 @@ def _heaviest(comparison: Comparison) -> dict[str, str]:
     return {**dict(zip(heavy, PARTS, strict=False)), **others, REST: "rest"}
 
 
-def _where(size: Size, groups: dict[str, str]) -> str:
+def _where(size: Size, groups: dict[str, str]) -> list[tuple[str, dict[str, float]]]:
+    """For each side its parts of the time in ms, by group."""
     rows = []
     for side in size.where:
         found = {group: us / 1e3 for group, us in size.groups(side).items()}
         shown = {group: found.get(group, 0.0) for group in groups}
         shown[OTHERS] = sum(us for group, us in found.items() if group not in groups)
         rows.append((LABELS[side], shown))
-    return stacks(rows, groups, "ms")
+    return rows
 
 
 def _legend(groups: dict[str, str]) -> str:
@@ -166,10 +173,11 @@ def _until(limit: int | None, entries: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], why: bool = False) -> str:
-    """Cells are HTML. The last column is prose if `why`. Scrolls in its own box on a narrow screen."""
-    first = "".join(_head(cell, why and place == len(head) - 1) for place, cell in enumerate(head))
+    """Cells are HTML. The last column is prose if `why`. On a phone each row is a card, its cells named by `head`."""
+    last = len(head) - 1 if why else None
+    first = "".join(_head(cell, place == last) for place, cell in enumerate(head))
     body = "".join(
-        "<tr>" + "".join(_cell(cell, why and place == len(head) - 1) for place, cell in enumerate(row)) + "</tr>"
+        "<tr>" + "".join(_cell(cell, head[place], place == last) for place, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -179,5 +187,7 @@ def _head(cell: str, prose: bool) -> str:
     return f'<th class="left">{escape(cell)}</th>' if prose else f"<th>{escape(cell)}</th>"
 
 
-def _cell(cell: str, prose: bool) -> str:
-    return f'<td class="why">{cell}</td>' if prose else f"<td>{cell}</td>"
+def _cell(cell: str, name: str, prose: bool) -> str:
+    """The name is for phones; a cell without content is left out there."""
+    kind = " ".join(word for word, so in (("why", prose), ("empty", not cell)) if so)
+    return f'<td data-name="{escape(name)}"' + (f' class="{kind}"' if kind else "") + f"><div>{cell}</div></td>"

@@ -46,7 +46,9 @@ class Cluster:
             facts += [str(first.pattern), f"{_span([_percent(min(densities)), _percent(max(densities))])} kept"]
         if first.dense_bytes:
             before, after = (sum(getattr(c, name) for c in self.choices) for name in ("dense_bytes", "sparse_bytes"))
-            facts.append(_bytes(before) if before == after else f"{_bytes(before)} → {_bytes(after)}")
+            facts.append(
+                readable_bytes(before) if before == after else f"{readable_bytes(before)} → {readable_bytes(after)}"
+            )
         return (f"{count} layers: " if count > 1 else "") + " · ".join(facts)
 
 
@@ -152,7 +154,7 @@ def _totals(plan: Plan) -> Iterator[RenderableType]:
     line = Text(f"all {_counted(len(plan.choices), 'layer')}: {_become(sparse)} sparse", style=HEAVY)
     line.append(f", {better} stay{'s' if better == 1 else ''} dense on a better kernel" if better else "")
     before, after = (sum(getattr(c, name) for c in plan.choices) for name in ("dense_bytes", "sparse_bytes"))
-    line.append(f"; weights {_bytes(before)} → {_bytes(after)}" if before else "")
+    line.append(f"; weights {readable_bytes(before)} → {readable_bytes(after)}" if before else "")
     yield line
     measured = [c for c in plan.choices if c.measurements]
     rows = []
@@ -226,7 +228,8 @@ def _us(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _bytes(value: float) -> str:
+def readable_bytes(value: float) -> str:
+    """1.42 MB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
