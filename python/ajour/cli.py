@@ -30,6 +30,7 @@ from ajour.cli_options import (
     ModelOut,
     Parsed,
     PlanFile,
+    PlanHtml,
     PlanOut,
     Rows,
     Shape,
@@ -140,15 +141,21 @@ def plan(
     dtype: Dtype = "",
     device: Device = "cpu",
     output: PlanOut = None,
+    html: PlanHtml = None,
     as_json: Json = False,
 ) -> None:
     """Measures every layer on this device and says what pays."""
+    from ajour.comparison.plan_page import write_plan_page
+
     counts = asked(parse_rows, rows)
     loaded, examples = _layers(model, shape, counts, dtype, device)
     made = ajour.plan(loaded, examples, rows=counts)
     if output is not None:
         output.write_text(made.to_json(), encoding="utf-8")
     _show(made, as_json)
+    if html is not None:
+        write_plan_page(html, f"{model}: the plan", made)
+        typer.echo(f"wrote {html}", err=as_json)
 
 
 @app.command()

@@ -67,6 +67,7 @@ def _page(path: Path | None) -> Path | None:
 
 Html = Annotated[Path | None, typer.Option("--html", callback=_page, help="write a page with charts there")]
 PlanOut = Annotated[Path | None, typer.Option("-o", "--output", callback=_output, help="write the plan there, as JSON")]
+PlanHtml = Annotated[Path | None, typer.Option("--html", callback=_output, help="write the plan as a page there")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", callback=_plan_file, help="a plan made by `ajour plan -o`")]
 ModelOut = Annotated[Path, typer.Option("-o", "--output", callback=_output, help="the safetensors file to write")]
 Converted = Annotated[Path, typer.Argument(callback=_converted_file, help="a file written by `ajour convert`")]

@@ -11,7 +11,8 @@ import pytest
 
 from ajour.comparison import Comparison
 from ajour.comparison.charts import SERIES, bars, stacks
-from ajour.comparison.page import CSS, page, write_page
+from ajour.comparison.document import CSS
+from ajour.comparison.page import page, write_page
 from ajour.planning.plan import Choice
 from ajour.planning.timing import Timing
 from ajour.terms.pattern import Dense
@@ -89,7 +90,16 @@ def test_every_layer_size_side_and_result_is_on_it(compared: Comparison, text: s
     words = "\n".join(parsed(text).text)
     for choice in compared.plan.choices:
         assert re.search(rf"^{re.escape(choice.layer)}$", words, re.MULTILINE)
-    for said in ("4x64", "32x64", "torch as it is", "best dense kernels", "converted", "the other", "verified", " kB, "):
+    for said in (
+        "4x64",
+        "32x64",
+        "torch as it is",
+        "best dense kernels",
+        "converted",
+        "the other",
+        "verified",
+        " kB, ",
+    ):
         assert said in words
 
 

@@ -9,13 +9,13 @@ from itertools import count
 from pathlib import Path
 
 from ajour.comparison.charts import MARK, bars, check_matplotlib, stacks
+from ajour.comparison.document import document, table, tile_list
+from ajour.comparison.layer_table import layer_table
 from ajour.comparison.report import REST, Comparison, Size, memory_line, milliseconds, verified_line
 from ajour.comparison.sides import CONVERTED, LABELS, STOCK
-from ajour.planning.plan import Choice
 from ajour.planning.report import nothing_to_gain
 from ajour.planning.timing import Timing
 
-CSS = Path(__file__).with_name("page.css")
 PARTS = ("a", "b", "c", "d")  # colours of the groups that take most of the time
 OTHERS = "other linear layers"
 MEASURING = (
@@ -50,13 +50,7 @@ def page(title: str, intro: str, comparisons: Sequence[Comparison]) -> str:
         "\n".join(parts),
         flags=re.DOTALL,
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS.read_text(encoding='utf-8')}</style></head>\n<body>"
-        + body
-        + "</body></html>\n"
-    )
+    return document(title, body)
 
 
 def _section(comparison: Comparison) -> Iterator[str]:
@@ -77,7 +71,8 @@ def _section(comparison: Comparison) -> Iterator[str]:
     groups = {part: colour for part, colour in groups.items() if part in seen}
     yield _legend(groups)
     yield _charts((label, stacks(rows, groups, "ms")) for label, rows in drawn.items())
-    yield _layers(comparison)
+    choices = comparison.plan.choices
+    yield f"<details><summary>All {len(choices)} layers and their choices</summary>{layer_table(choices)}</details>"
 
 
 def _tiles(comparison: Comparison) -> str:
@@ -88,8 +83,7 @@ def _tiles(comparison: Comparison) -> str:
     ]
     held = comparison.resident
     tiles.append((f"{held[CONVERTED] / held[STOCK]:.0%}" if held[STOCK] else "-", "of the dense model's memory"))
-    items = "".join(f"<li><b>{escape(value)}</b><span>{escape(text)}</span></li>" for value, text in tiles)
-    return f'<ul class="tiles">{items}</ul><p class="soft">{escape(memory_line(comparison))}</p>'
+    return f'{tile_list(tiles)}<p class="soft">{escape(memory_line(comparison))}</p>'
 
 
 def _charts(drawn: Iterator[tuple[str, str]]) -> str:
@@ -110,7 +104,7 @@ def _latency_table(comparison: Comparison) -> str:
          comparison.gain(size, STOCK)]
         for size in comparison.sizes
     ]  # fmt: skip
-    return _table(head, [[escape(cell) for cell in row] for row in rows])
+    return table(head, [[escape(cell) for cell in row] for row in rows])
 
 
 def _heaviest(comparison: Comparison) -> dict[str, str]:
@@ -140,54 +134,3 @@ def _legend(groups: dict[str, str]) -> str:
         f'<li><i style="background:var(--{colour})"></i>{escape(name)}</li>' for name, colour in groups.items()
     )
     return f'<ul class="legend">{items}</ul>'
-
-
-def _layers(comparison: Comparison) -> str:
-    """Every layer of the plan by name, with what was chosen and why."""
-    head = ["layer", "shape", "pattern", "kept", "choice", "dense → planned, µs", "weight, kB", "why"]
-    body = _table(head, [_layer(choice) for choice in comparison.plan.choices], why=True)
-    return f"<details><summary>All {len(comparison.plan.choices)} layers and their choices</summary>{body}</details>"
-
-
-def _layer(choice: Choice) -> list[str]:
-    times = "<br>".join(
-        f"{m.dense_us:,.0f} → {choice.chosen_us(m):,.0f} <small>at {m.rows} row{'s' if m.rows > 1 else ''}</small>"
-        for m in choice.measurements
-    )
-    chosen = "<br>".join(
-        f"{escape(f'{entry.kernel} {entry.config}'.strip())} <small>{_until(entry.limit, len(choice.kernels))}</small>"
-        for entry in choice.kernels
-    )
-    kept = "" if choice.density is None else f"{choice.density:.0%}"
-    return [
-        escape(choice.layer or "(the model)"), "x".join(map(str, choice.shape)), escape(str(choice.pattern or "")),
-        kept, chosen or "as it is", times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}",
-        escape(choice.reason),
-    ]  # fmt: skip
-
-
-def _until(limit: int | None, entries: int) -> str:
-    if limit is None:
-        return "above" if entries > 1 else ""
-    return f"to {limit} row{'s' if limit > 1 else ''}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], why: bool = False) -> str:
-    """Cells are HTML. The last column is prose if `why`. On a phone each row is a card, its cells named by `head`."""
-    last = len(head) - 1 if why else None
-    first = "".join(_head(cell, place == last) for place, cell in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(_cell(cell, head[place], place == last) for place, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _head(cell: str, prose: bool) -> str:
-    return f'<th class="left">{escape(cell)}</th>' if prose else f"<th>{escape(cell)}</th>"
-
-
-def _cell(cell: str, name: str, prose: bool) -> str:
-    """The name is for phones; a cell without content is left out there."""
-    kind = " ".join(word for word, so in (("why", prose), ("empty", not cell)) if so)
-    return f'<td data-name="{escape(name)}"' + (f' class="{kind}"' if kind else "") + f"><div>{cell}</div></td>"
