@@ -99,8 +99,8 @@ def nothing_to_gain(plan: Plan) -> str | None:
     """Why no sparse layer can come of this plan, where that is plain before any time is looked at."""
     usable = [choice for choice in plan.choices if choice.density is not None]
     if not usable:
-        others = f": its {_counted(len(plan.choices), 'weight')} can't be converted" if plan.choices else ""
-        return f"Nothing to gain here: ajour converts linear layers, and this model has none that it could{others}."
+        others = f" that it could take ({_counted(len(plan.choices), 'weight')} of other kinds)" if plan.choices else ""
+        return f"Nothing to gain here: ajour converts linear layers, and this model has none{others}."
     if all(choice.density == 1 for choice in usable):
         many = _counted(len(usable), "linear layer")
         return (
@@ -183,7 +183,7 @@ def _by_place(plan: Plan) -> Iterator[tuple[str, list[tuple[Choice, int]]]]:
 
 def _notes(plan: Plan) -> Iterator[Text]:
     margin = "taken wherever a pattern fits" if plan.margin is None else f"taken where it gains {plan.margin:.0%}"
-    lines = [f"Sparse is {margin}; resident bytes are capped at {plan.memory:g}x of dense."]
+    lines = [f"Sparse is {margin}; resident bytes are capped at {plan.memory:g}x of dense."] * bool(plan.choices)
     if any(c.op == "dense_linear" for c in plan.choices):
         lines.append("What a better dense kernel brings is in `over today` only, never in `gain`.")
     if twins := sum(c.measured_on is not None for c in plan.choices):
