@@ -31,7 +31,7 @@ def test_every_layer_its_reason_and_the_totals_are_on_it(plan: Plan, tmp_path: P
     for said in ("mine: the plan", "3.00x over the best dense", "fused call", "<b>3.00x</b>", "<b>1 of 2</b>", "56%"):
         assert said in text
     assert "24.6 kB → 13.8 kB" in text
-    assert "&lt;i&gt;busy&lt;/i&gt;" in text
+    assert text.index("&lt;i&gt;busy&lt;/i&gt;") < text.index("<b>3.00x</b>"), "doubts stand before the figures"
     assert str(plan.device) in text
     assert "http" not in text
 
@@ -39,3 +39,9 @@ def test_every_layer_its_reason_and_the_totals_are_on_it(plan: Plan, tmp_path: P
 def test_a_plan_with_nothing_to_gain_says_so(plan: Plan) -> None:
     full = replace(plan, choices=(Choice("up", (96, 64), "float32", Dense(), 1.0),))
     assert "Nothing to gain yet: 1 linear layer without a single zero" in plan_page("", full)
+
+
+def test_times_that_varied_are_a_warning_on_the_page(plan: Plan) -> None:
+    noisy = replace(SPARSE, measurements=(replace(SPARSE.measurements[0], spread=0.8),))
+    assert "Times varied by up to 80%" in plan_page("", replace(plan, choices=(noisy,)))
+    assert "Times varied" not in plan_page("", plan)

@@ -191,14 +191,19 @@ def _notes(plan: Plan) -> Iterator[Text]:
     if gaps := sorted({gap for c in plan.choices for gap in _unmeasured(c)}):
         spans = ", ".join(f"{low}-{high}" for low, high in gaps)
         lines.append(f"Not measured: {spans} rows; there the choice for the larger number holds.")
-    wide = max((m.spread for c in plan.choices for m in c.measurements), default=0.0)
-    if wide > NOISY:
-        lines.append(f"Times varied by up to {wide:.0%} (p20 to p80): this machine was not quiet.")
     if plan.untried:
         left = _counted(len(set(map(_without_layer, plan.untried))), "other way")
         lines.append(f"Not timed: {left} to run these layers, most of them for other devices (--json says why).")
     yield Text("\n".join(lines), style=LIGHT)
-    yield from (Text(note, style="yellow") for note in _shortened(plan.notes))
+    yield from (Text(each, style="yellow") for each in warnings(plan))
+
+
+def warnings(plan: Plan) -> Iterator[str]:
+    """What casts doubt on the times, and the plan's notes."""
+    wide = max((m.spread for c in plan.choices for m in c.measurements), default=0.0)
+    if wide > NOISY:
+        yield f"Times varied by up to {wide:.0%} (p20 to p80): this machine was not quiet."
+    yield from _shortened(plan.notes)
 
 
 def _become(sparse: int) -> str:
