@@ -25,10 +25,17 @@ SECONDS = 0.5  # for each figure
 
 
 def facts_of(device: torch.device, dtypes: Iterable[torch.dtype]) -> DeviceFacts:
-    """This device for weights of these dtypes, with torch's present threads; takes seconds."""
+    """This device for weights of these dtypes, with torch's present threads; takes seconds, a bar says so."""
+    from ajour.planning.progress import bar
+
     timer = timer_for(device)
     wanted = dict.fromkeys([*dtypes, *([torch.bfloat16] if device.type == "cuda" else [])])
-    found = {dtype: measured(dtype, device, timer) for dtype in wanted}
+    found = {}
+    with bar(True, len(wanted)) as (tell, advance):
+        for dtype in wanted:
+            tell(f"the bandwidth and the rate of {str(dtype).removeprefix('torch.')} products")
+            found[dtype] = measured(dtype, device, timer)
+            advance()
     first = next(iter(found.values()))
     rates = {str(dtype).removeprefix("torch."): each.rate for dtype, each in found.items()}
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
