@@ -50,6 +50,7 @@ function(ajour_add_sm90)
     target_include_directories(ajour_sm90 PRIVATE csrc)
     target_include_directories(ajour_sm90 SYSTEM PRIVATE ${AJOUR_CUTLASS_INCLUDE} ${CUDAToolkit_INCLUDE_DIRS})
     target_compile_options(ajour_sm90 PRIVATE --expt-relaxed-constexpr)
+    target_compile_definitions(ajour_sm90 PRIVATE NDEBUG)  # an assert is a call, and makes ptxas run wgmma one by one
     target_sources(_C PRIVATE $<TARGET_OBJECTS:ajour_sm90>)
   endif()
   target_sources(ajour_sm90 PRIVATE ${ARGN})

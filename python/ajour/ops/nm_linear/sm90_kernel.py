@@ -65,7 +65,7 @@ def _configs(problem: Problem) -> tuple[str, ...]:
 
 @cache
 def parse_config(config: str) -> tuple[str, bool, int]:
-    """What was compiled, whether tiles are cut along k, swizzle; the empty string is the default. Raises KernelError."""
+    """What was compiled, whether tiles are cut, their width; the empty string is the default. Raises KernelError."""
     found = _CONFIG.fullmatch(config or f"{native.sm90_configs[0]} stream w1")
     if found is None:
         raise KernelError(f"{config!r} is no cuda_sm90 configuration; expected '256x128x128_2x1 tiles w4' or the like")
