@@ -19,9 +19,10 @@ from ajour.terms.row_table import parse_row_table
 
 KERNEL = sm90_kernel.KERNEL
 BUILT = ("256x128x128_2x1", "128x64x128_1x2")
+TWO_FOUR = NM(2, 4)
 
 
-def problem(pattern: Pattern = NM(2, 4), m: int = 4096, **changed: Any) -> Problem:
+def problem(pattern: Pattern = TWO_FOUR, m: int = 4096, **changed: Any) -> Problem:
     values: dict[str, Any] = {"n": 4096, "k": 4096, "dtype": "bfloat16", "device": "cuda", "capability": (9, 0)}
     return Problem("nm_linear", pattern, m, **(values | changed))
 
