@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats import NMMatrix
+from ajour.ops import NM_LINEAR
 from ajour.ops.nm_linear import sm90_kernel
+from ajour.ops.prepare import prepare, restore
 from ajour.terms.pattern import NM
 from pruned import bits, keep_mask
 
@@ -88,6 +90,14 @@ def test_packed_is_nine_bits_a_weight_and_no_second_copy_of_the_values() -> None
     values, metadata = sm90_kernel.KERNEL.prepack(matrix, "")
     assert values.data_ptr() == matrix.values.data_ptr()
     assert values.nbytes + metadata.nbytes == 1024 * 4096 * 9 // 8
+
+
+def test_all_configurations_of_a_layer_share_one_packed_form() -> None:
+    matrix = two_of_four(64, 128)
+    choices = [(512, "cuda_sm90", "256x128x128_2x1 stream w1"), (None, "cuda_sm90", "256x128x128_2x1 tiles w4")]
+    packed, table = prepare(NM_LINEAR, matrix, choices)
+    assert len(packed) == 2
+    assert torch.equal(bits(restore(NM_LINEAR, packed, table).to_dense()), bits(matrix.to_dense()))
 
 
 def test_values_that_tma_cannot_address_are_moved() -> None:

@@ -61,7 +61,6 @@ struct Finish<cutlass::Array<float, N, REGISTERS>> {
 
 // The residual [m, n], or zeros where there is none: CUTLASS's own node always loads, and multiplying what was not
 // loaded by zero would keep a NaN.
-template <class Element>
 struct Residual : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
   struct SharedStorage {};
   struct Arguments {
@@ -96,11 +95,13 @@ struct Residual : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
   struct ConsumerStoreCallbacks : cutlass::epilogue::fusion::EmptyConsumerStoreCallbacks {
     __device__ ConsumerStoreCallbacks(const Loaded& loaded, bool present) : loaded(loaded), present(present) {}
 
+    using Value = typename Loaded::value_type;
+
     template <class Sum, int N>
-    __device__ cutlass::Array<Element, N> visit(const cutlass::Array<Sum, N>&, int at, int, int) {
-      cutlass::Array<Element, N> found;
+    __device__ cutlass::Array<Value, N> visit(const cutlass::Array<Sum, N>&, int at, int, int) {
+      cutlass::Array<Value, N> found;
       found.clear();
-      if (present) found = cute::recast<cutlass::Array<Element, N>>(loaded)(at);
+      if (present) found = cute::recast<cutlass::Array<Value, N>>(loaded)(at);
       return found;
     }
 
