@@ -49,6 +49,7 @@ def test_a_model_shows_what_it_takes_by_its_first_layer(model: nn.Module, one: s
 CONFIGS: dict[str, tuple[str, dict[str, Any], str, list[str]]] = {
     "BertModel": ("BertConfig", {"vocab_size": 50}, "input_ids", ["1x16", "1x32", "8x32"]),
     "GPT2Model": ("GPT2Config", {"vocab_size": 50, "n_positions": 24}, "input_ids", ["1x16", "1x24", "8x24"]),
+    "GPT2LMHeadModel": ("GPT2Config", {"vocab_size": 50}, "input_ids", ["1x1", "1x128", "8x128"]),
     "ViTModel": ("ViTConfig", {"image_size": 32}, "pixel_values", ["1x3x32x32", "8x3x32x32"]),
     "CLIPVisionModel": ("CLIPVisionConfig", {"image_size": 64}, "pixel_values", ["1x3x64x64", "8x3x64x64"]),
 }

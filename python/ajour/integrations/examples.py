@@ -14,13 +14,14 @@ from ajour.planning.rows import call, untouched
 
 Shape = tuple[int, ...]
 ANY = (1, 128)  # of a model that does not show what it takes
-TOKENS = ((1, 16), (1, 128), (8, 128))  # batch x tokens, from decoding's neighbourhood to a batch
+TOKENS = ((1, 16), (1, 128), (8, 128))  # batch x tokens: a phrase, a text, a batch of texts
+DECODING = ((1, 1), (1, 128), (8, 128))  # of a model that writes: a step with one token, prompts
 BATCHES = (1, 8)  # of pictures
 ROWS = (1, 16, 128)  # of features
 PIXELS = 224  # of a picture's side where the model does not say
 LONGEST_PASS = 2.0  # seconds that one pass may take at a size that nobody asked for
 STREAMS = ("embed_dim", "normalized_shape", "input_size")  # of layers that take batch x tokens x features
-LINKS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def intake(model: nn.Module) -> Intake:
     vocabulary, decoder = getattr(config, "vocab_size", None), bool(getattr(config, "is_encoder_decoder", False))
     if name == "input_ids" and vocabulary is not None:
         longest = getattr(config, "max_position_embeddings", None) or TOKENS[-1][1]
-        sizes = tuple(dict.fromkeys((batch, min(tokens, longest)) for batch, tokens in TOKENS))
+        writes = not decoder and getattr(model, "can_generate", bool)()
+        shapes = DECODING if writes else TOKENS
+        sizes = tuple(dict.fromkeys((batch, min(tokens, longest)) for batch, tokens in shapes))
         return Intake(name, int(vocabulary), (1, min(ANY[1], longest)), sizes, decoder)
     sides = getattr(config, "image_size", None)
     if name == "pixel_values" and sides is not None:
@@ -68,7 +71,7 @@ def _by_first_layer(model: nn.Module) -> Intake:
     if stream := next((getattr(first, name) for name in STREAMS if hasattr(first, name)), None):
         width = int(stream[-1] if isinstance(stream, tuple) else stream)
         return Intake(None, None, (*ANY, width), tuple((*shape, width) for shape in TOKENS))
-    for kind, sides in LINKS.items():
+    for kind, sides in CONVOLUTIONS.items():
         if isinstance(first, kind):
             picture = (first.in_channels, *(PIXELS,) * sides)
             return Intake(None, None, (1, *picture), tuple((batch, *picture) for batch in BATCHES))
