@@ -5,8 +5,8 @@
 namespace ajour::cuda {
 
 // The activations of terms/problem.py. CUTLASS unrolls the epilogue over all sums of a thread, so each must be a few
-// instructions: erff where the decode kernels have erfcf, approximate quotients and exponentials. Their errors are a few
-// units of 2^-23 of |v|, below what rounding y to 16 bits leaves. NaN stays NaN.
+// instructions: erff where the decode kernels have erfcf, approximate quotients and exponentials. Their errors are a
+// few units of 2^-23 of |v|, below what rounding y to 16 bits leaves. NaN stays NaN.
 template <int ACTIVATION>
 __device__ __forceinline__ float activated(float v) {
   if constexpr (ACTIVATION == 1) return v < 0.0f ? 0.0f : v;
