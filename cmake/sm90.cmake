@@ -51,6 +51,13 @@ function(ajour_add_sm90)
     target_include_directories(ajour_sm90 PRIVATE ${AJOUR_CSRC})
     target_include_directories(ajour_sm90 SYSTEM PRIVATE ${AJOUR_CUTLASS_INCLUDE} ${CUDAToolkit_INCLUDE_DIRS})
     target_compile_options(ajour_sm90 PRIVATE --expt-relaxed-constexpr)
+    cmake_host_system_information(RESULT memory QUERY TOTAL_PHYSICAL_MEMORY)
+    math(EXPR at_once "${memory} / 6000")
+    if(at_once LESS 1)
+      set(at_once 1)
+    endif()
+    set_property(GLOBAL APPEND PROPERTY JOB_POOLS ajour_sm90=${at_once})  # nvcc takes 5 GB for each of these sources
+    set_property(TARGET ajour_sm90 PROPERTY JOB_POOL_COMPILE ajour_sm90)
     target_compile_definitions(ajour_sm90 PRIVATE NDEBUG)  # an assert is a call, and makes ptxas run wgmma one by one
     target_sources(_C PRIVATE $<TARGET_OBJECTS:ajour_sm90>)
   endif()
