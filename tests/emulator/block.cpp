@@ -29,12 +29,12 @@ void Block::start(int i) {
 
 void Block::run() {
   // volatile: they live across longjmp
-  volatile int left = kThreads;
+  volatile int left = threads();
   while (left) {
     while (random_() % 8 == 0 && land_one()) {
     }
     std::vector<int> ready;
-    for (int i = 0; i < kThreads; ++i) {
+    for (int i = 0; i < threads(); ++i) {
       if (fibers_[i].ready()) ready.push_back(i);
     }
     if (ready.empty()) {
