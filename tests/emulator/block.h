@@ -1,5 +1,6 @@
-// A thread block on the CPU: every thread a fiber, run in random order, so that what a barrier has to order comes in
-// every order. Asynchronous copies land at random moments, as late as possible; until then their target is poisoned.
+// A thread block on the CPU: every thread a fiber, run in random order and one warp far behind the others, so that what a
+// barrier has to order comes in every order. Asynchronous copies land at random moments, as late as possible; until then
+// their target is poisoned.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -181,6 +182,7 @@ class Block {
   jmp_buf scheduler_;
   uint64_t sync_generation_ = 0;
   int sync_arrived_ = 0;
+  int laggard_ = 0;  // this warp runs only when no other can, until it is another's turn to be late
   std::vector<Exchange> warps_;
   std::map<const void*, Barrier> barriers_;
   std::map<int, std::deque<std::function<void()>>> queues_;
