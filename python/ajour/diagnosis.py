@@ -118,14 +118,14 @@ def _threads() -> Finding:
 
 def _cuda_build() -> Finding:
     if _native.HAS_CUDA:
-        return Finding("CUDA kernels", "ok", "built in")
+        configs = ", ".join(_native.native.sm90_configs) or "not built, for want of CUTLASS's headers (nvidia-cutlass)"
+        return Finding("CUDA kernels", "ok", f"built in; cuda_sm90: {configs}")
     return Finding("CUDA kernels", "absent", "not built", "put nvcc on the PATH and reinstall ajour with AJOUR_CUDA=ON")
 
 
 def _gpu() -> Finding:
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("GPU", "ok", ", ".join(names))
+        return Finding("GPU", "ok", ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))))
     if torch.version.cuda is None:
         return Finding("GPU", "absent", "this torch is a CPU build", "for a GPU install a CUDA build of torch")
     return Finding("GPU", "absent", "torch sees none", "check the driver with nvidia-smi")
