@@ -6,6 +6,7 @@ Looks into the compiled extension, so it needs a build with CUDA, not a GPU; wit
 from __future__ import annotations
 
 import pytest
+
 from compiled import kernels, opcodes
 
 ARCHITECTURES = ("sm_80", "sm_90")

@@ -74,7 +74,9 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(
 def every_code(dtype: torch.dtype) -> Tensor:
     """Rows that repeat each of the six codes of 2:4, and every pair of them."""
     codes = torch.tensor([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
-    order = torch.cat([torch.arange(6), torch.arange(5, -1, -1), torch.cartesian_prod(*[torch.arange(6)] * 2).flatten()])
+    order = torch.cat(
+        [torch.arange(6), torch.arange(5, -1, -1), torch.cartesian_prod(*[torch.arange(6)] * 2).flatten()]
+    )
     n, groups = 136, 34
     w = torch.zeros(n, groups, 4)
     for row in range(n):
@@ -109,9 +111,18 @@ def test_rows_of_x_may_stand_anywhere(sm80: Path, tmp_path: Path) -> None:
         ("    ptx::copies_wait(stages - 2);", "    ptx::copies_wait(stages - 1);"),
         ("mma_sparse<Kind, 1>", "mma_sparse<Kind, 0>"),
         ("    __syncthreads();  // everyone is done with the stage", "    // everyone is done with the stage"),
-        ("      __syncwarp();\n#pragma unroll 1\n      for (int i = 0; i < 2", "#pragma unroll 1\n      for (int i = 0; i < 2"),
+        (
+            "      __syncwarp();\n#pragma unroll 1\n      for (int i = 0; i < 2",
+            "#pragma unroll 1\n      for (int i = 0; i < 2",
+        ),
     ],
-    ids=["no block barrier", "waits for one group less", "wrong sparsity selector", "room too early", "no warp barrier"],
+    ids=[
+        "no block barrier",
+        "waits for one group less",
+        "wrong sparsity selector",
+        "room too early",
+        "no warp barrier",
+    ],
 )
 def test_the_emulator_sees_planted_bugs(right: str, wrong: str, tmp_path: Path) -> None:
     copy = tmp_path / "csrc"

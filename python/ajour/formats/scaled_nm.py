@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ajour.formats.e4m3 import E4M3, EXPONENTS, row_scales, round_rows, unround
+from ajour.formats.e4m3 import E4M3, EXPONENTS, round_rows, row_scales, unround
 from ajour.formats.matrix import Sizes, SparseMatrix
 from ajour.formats.nm import NMMatrix
 from ajour.terms.errors import FormatError, PatternError
@@ -49,7 +49,9 @@ class ScaledNMMatrix(SparseMatrix):
         """The same weight, if that loses nothing; else PatternError, which names the first value that would be lost."""
         values, positions = matrix.tensors().values()
         if matrix.pattern != TWO_OF_FOUR or values.dtype not in EXPONENTS:
-            raise PatternError(f"{cls.__name__} holds 2:4 in bfloat16 or float16, found {matrix.pattern}, {values.dtype}")
+            raise PatternError(
+                f"{cls.__name__} holds 2:4 in bfloat16 or float16, found {matrix.pattern}, {values.dtype}"
+            )
         scales = row_scales(values)
         _refuse_unfinite(scales)
         small = round_rows(values, scales)

@@ -17,8 +17,8 @@ from ajour.ops.triton_door import triton_kernel
 
 KERNELS = (
     decode_kernel.KERNEL,
-    cusparselt_kernel.KERNEL,
     sm90_kernel.KERNEL,
+    cusparselt_kernel.KERNEL,
     sm80_kernel.KERNEL,
     native_kernel.KERNEL,
     native_kernel.EXPANDED,
