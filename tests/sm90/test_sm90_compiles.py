@@ -6,9 +6,9 @@ import re
 from collections import Counter
 
 import pytest
+from compiled import kernels, opcodes
 
 from ajour._native import HAS_CUDA, native
-from compiled import kernels, opcodes
 
 SPARSE = "WarpSpecializedSparse"  # CUTLASS's main loop, in the name of each of its kernels
 

@@ -70,7 +70,7 @@ class _Linear(torch.autograd.Function):
         entry = _trainable(ctx.op, table)
         dx = dbias = None
         dpacked: list[Tensor | None] = [None] * len(packed)
-        dy = dy.to(packed[0].dtype)  # autocast may have rounded y
+        dy = dy.to(getattr(torch, table.dtype))  # autocast may have rounded y
         if needs_x and ctx.op.name in INPUT_GRADIENT:
             dx = INPUT_GRADIENT[ctx.op.name](ctx.kernels, dy, packed).to(x.dtype)
         elif needs_x:

@@ -1,7 +1,7 @@
 """scaled_nm_linear for many rows on Hopper: `wgmma.sp` on e4m3, in CUTLASS's main loop; rows of x rounded before it.
 
-Packed order "scaled_nm_sm90": the canonical values, their positions in columns of 128 (csrc/cuda/sm90/scaled.h), and the
-scales in float32, [n] each. y is bfloat16, as x is.
+Packed order "scaled_nm_sm90": the canonical values, their positions in columns of 128 (csrc/cuda/sm90/scaled.h), and
+the scales in float32. y is bfloat16, as x is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """scaled_nm_linear in Triton: rows of x rounded by one kernel, e4m3 values decoded to x's dtype by the next.
 
-The decoded tile meets x on the tensor cores as 16-bit floats, in which both are exact, so it runs on cards without 8-bit
-products; what it saves are bytes: 5 bits are read for each weight of the dense layer.
+The decoded tile meets x on the tensor cores as 16-bit floats, in which both are exact, so it runs on cards without
+8-bit products; what it saves are bytes: 5 bits are read for each weight of the dense layer.
 """
 
 from __future__ import annotations
