@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ajour import _native
-from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
+from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, ScaledNMMatrix, SparseMatrix
+from ajour.formats.e4m3 import rounded
 from ajour.ops import BLOCK_SDDMM, LINEAR_OPS
 from ajour.ops.functional import linear, problem_of
 from ajour.ops.library import LinearOp
@@ -133,16 +134,14 @@ def _gpu() -> Finding:
 
 def _cxx() -> Finding:
     wanted = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    found = next((path for name in wanted if name and (path := shutil.which(name))), None)
-    if found:
+    if found := next((path for name in wanted if name and (path := shutil.which(name))), None):
         return Finding("C++ compiler", "ok", found)
     remedy = "needed only by torch.compile and to build ajour: install g++ or clang++"
     return Finding("C++ compiler", "absent", "none on the PATH", remedy)
 
 
 def _compiler() -> Finding:
-    nvcc = shutil.which("nvcc")
-    if nvcc:
+    if nvcc := shutil.which("nvcc"):
         return Finding("CUDA compiler", "ok", nvcc)
     return Finding("CUDA compiler", "absent", "no nvcc on the PATH", "needed only to build ajour's CUDA kernels")
 
@@ -195,7 +194,7 @@ def _matrices() -> list[SparseMatrix]:
             NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)), BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
             BitmapMatrix.from_dense(scattered.to(dtype), Unstructured()), DenseMatrix.from_dense(w.to(dtype), Dense()),
         ]  # fmt: skip
-    return made
+    return [*made, *(ScaledNMMatrix.quantize(pairs.to(dtype)) for dtype in TESTED[1:])]
 
 
 _Case = tuple[str, str | None, Callable[[], float]]  # what it is, why it is not taken, its error over the allowed one
@@ -289,7 +288,8 @@ def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _random(m: int, matrix: SparseMatrix, seed: int) -> torch.Tensor:
-    return torch.randn(m, SIDE, generator=torch.Generator().manual_seed(seed)).to(matrix.device, matrix.dtype)
+    x = torch.randn(m, SIDE, generator=torch.Generator().manual_seed(seed)).to(matrix.device, matrix.dtype)
+    return rounded(x) if isinstance(matrix, ScaledNMMatrix) else x  # as that one's op would round it first
 
 
 def _what(matrix: SparseMatrix, m: int) -> str:
