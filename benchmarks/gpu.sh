@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, the largest unknown first; what is done is kept: gpu.sh RESULTS MINUTES [STEPS]
-# STEPS are some of: build tests sanitizer decode blocks prefill training calls models tokens train counters. A step that
-# fails or runs out of time stops no other one, but without a build there is nothing to measure. COMMIT names the
+# STEPS are some of: build tests sanitizer decode blocks prefill e4m3 training calls models tokens train counters. A step
+# that fails or runs out of time stops no other one, but without a build there is nothing to measure. COMMIT names the
 # commit where .git is missing. The card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
@@ -72,6 +72,8 @@ measure decode 120 ops --modes graph --no-compile --rows 1,8,16,32,64 --only '2:
 measure blocks 90 ops --modes graph --no-compile --no-gradients --only 'block 64x64,block 128x128,block 32x32,block 16x16' \
   --rows 64,512,2048,8192 --shapes 'MLP 4096x16384,Llama-3-8B up,Llama-3-70B up' --seconds 0.1
 measure prefill 60 ops --modes graph --no-compile --only 2:4 --rows 256,512,1024,2048,4096,8192 \
+  --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
+measure e4m3 60 ops --modes graph --no-compile --only e4m3 --rows 1,16,64,128,2048,8192 \
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
 measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x64 10% random' --rows 8192 \
   --shapes 'MLP 4096x16384' --seconds 0.1
