@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, the largest unknown first; what is done is kept: gpu.sh RESULTS MINUTES [STEPS]
-# STEPS are some of: build tests sanitizer decode blocks prefill crossover training calls models tokens train counters
-# drain. A step that fails or runs out of time stops no other one, but without a build there is nothing to measure. COMMIT names the
-# commit where .git is missing, CUTLASS its headers' folder where nvidia-cutlass is not installed. The card's own settings (clocks, power, MIG) are read, never changed.
+# STEPS are some of: build tests sanitizer decode blocks prefill crossover e4m3 training calls models tokens train counters
+# drain. A step that fails or runs out of time stops no other one, but without a build there is nothing to measure.
+# COMMIT names the commit where .git is missing, CUTLASS its headers' folder where nvidia-cutlass is not installed. The
+# card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
@@ -79,6 +80,8 @@ measure prefill 60 ops --modes graph --no-compile --only 2:4 --rows 256,512,1024
 measure crossover 150 ops --modes graph --no-compile --no-gradients --only 2:4 \
   --rows 1,16,64,128,256,512,1024,2048,4096,8192,16384 --shapes 'Llama-3-8B up,Llama-3-8B down,Llama-3-70B up,Qwen2.5-7B' \
   --seconds 0.1
+measure e4m3 60 ops --modes graph --no-compile --only e4m3 --rows 1,16,64,128,2048,8192 \
+  --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
 measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x64 10% random' --rows 8192 \
   --shapes 'MLP 4096x16384' --seconds 0.1
 measure calls 20 ops --modes eager --no-compile --no-peers --shapes tiny

@@ -67,6 +67,8 @@ endfunction()
 ajour_find_cutlass(AJOUR_CUTLASS_INCLUDE)
 set(AJOUR_SM90_TABLE "")
 if(AJOUR_CUTLASS_INCLUDE)
+  ajour_add_sm90(csrc/cuda/sm90/scaled.cu)  # e4m3, one configuration
+  target_compile_definitions(_C PRIVATE AJOUR_HAS_SM90)
   if(AJOUR_SM90_CONFIGS MATCHES "^(DEFAULT|ALL)$")
     set(AJOUR_SM90_CONFIGS ${AJOUR_SM90_${AJOUR_SM90_CONFIGS}})
   endif()

@@ -29,14 +29,16 @@ void Block::start(int i) {
 
 void Block::run() {
   // volatile: they live across longjmp
-  volatile int left = kThreads;
+  volatile int left = threads();
   while (left) {
     while (random_() % 8 == 0 && land_one()) {
     }
-    std::vector<int> ready;
-    for (int i = 0; i < kThreads; ++i) {
-      if (fibers_[i].ready()) ready.push_back(i);
+    if (random_() % 4096 == 0) laggard_ = int(random_() % warps_.size());
+    std::vector<int> ready, late;
+    for (int i = 0; i < threads(); ++i) {
+      if (fibers_[i].ready()) (i / 32 == laggard_ ? late : ready).push_back(i);
     }
+    if (ready.empty()) ready = late;
     if (ready.empty()) {
       if (!land_one()) fail("deadlock: every thread waits, and no copy is under way");
       continue;

@@ -1,5 +1,6 @@
-// A thread block on the CPU: every thread a fiber, run in random order, so that what a barrier has to order comes in
-// every order. Asynchronous copies land at random moments, as late as possible; until then their target is poisoned.
+// A thread block on the CPU: every thread a fiber, run in random order and one warp far behind the others, so that what a
+// barrier has to order comes in every order. Asynchronous copies land at random moments, as late as possible; until then
+// their target is poisoned.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -46,14 +47,19 @@ struct Exchange {
 
 class Block {
  public:
-  static constexpr int kThreads = 128;
   static Block*& current() {
     static Block* block = nullptr;
     return block;
   }
 
-  Block(int index, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes)
-      : index_(index), random_(seed), body_(std::move(body)), memory_(shared_bytes + 128, 0xff) {
+  Block(int index, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes, int threads = 128)
+      : index_(index),
+        random_(seed),
+        body_(std::move(body)),
+        memory_(shared_bytes + 128, 0xff),
+        fibers_(size_t(threads)),
+        warps_(size_t(threads / 32)),
+        next_queue_(threads) {
     shared_ = memory_.data() + (128 - reinterpret_cast<uintptr_t>(memory_.data()) % 128) % 128;
     shared_size_ = shared_bytes;
     current() = this;
@@ -62,6 +68,7 @@ class Block {
   void run();
 
   int thread() const { return running_; }
+  int threads() const { return int(fibers_.size()); }
   int index() const { return index_; }
   uint8_t* shared() const { return shared_; }
 
@@ -74,7 +81,7 @@ class Block {
 
   void sync() {
     const uint64_t seen = sync_generation_;
-    if (++sync_arrived_ == kThreads) {
+    if (++sync_arrived_ == threads()) {
       sync_arrived_ = 0;
       ++sync_generation_;
     } else {
@@ -119,6 +126,25 @@ class Block {
   // Something that happens later, after whatever this thread put off before in the same queue.
   void later(int queue, std::function<void()> what) { queues_[queue].push_back(std::move(what)); }
   int copies_of_thread() const { return running_; }
+
+  // Groups of this thread's copies: closing one, and waiting until at most `pending` have not landed.
+  void close_group() {
+    Fiber& fiber = fibers_[running_];
+    auto& copies = queues_[copies_of_thread()];
+    ++fiber.closed;
+    if (copies.empty()) {
+      ++fiber.landed;
+    } else {  // with the last copy before it
+      copies.back() = [&fiber, copy = std::move(copies.back())] {
+        copy();
+        ++fiber.landed;
+      };
+    }
+  }
+  void wait_groups(uint64_t pending) {
+    Fiber& fiber = fibers_[running_];
+    while (fiber.closed - fiber.landed > pending) wait(&fiber.landed, fiber.landed);
+  }
   int new_queue() { return next_queue_++; }
 
  private:
@@ -128,6 +154,7 @@ class Block {
     bool started = false, done = false;
     const uint64_t* counter = nullptr;
     uint64_t seen = 0;
+    uint64_t closed = 0, landed = 0;
     bool ready() const { return !done && (!counter || *counter != seen); }
   };
 
@@ -151,14 +178,15 @@ class Block {
   std::vector<uint8_t> memory_;
   uint8_t* shared_;
   size_t shared_size_;
-  Fiber fibers_[kThreads];
+  std::vector<Fiber> fibers_;
   jmp_buf scheduler_;
   uint64_t sync_generation_ = 0;
   int sync_arrived_ = 0;
-  Exchange warps_[kThreads / 32];
+  int laggard_ = 0;  // this warp runs only when no other can, until it is another's turn to be late
+  std::vector<Exchange> warps_;
   std::map<const void*, Barrier> barriers_;
   std::map<int, std::deque<std::function<void()>>> queues_;
-  int next_queue_ = kThreads;
+  int next_queue_;
 };
 
 }  // namespace emulator

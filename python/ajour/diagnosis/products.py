@@ -8,7 +8,8 @@ import torch
 
 from ajour.diagnosis.findings import Finding
 from ajour.diagnosis.self_test import Case, self_test
-from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
+from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, ScaledNMMatrix, SparseMatrix
+from ajour.formats.e4m3 import rounded
 from ajour.ops import BLOCK_SDDMM, LINEAR_OPS
 from ajour.ops.functional import linear, problem_of
 from ajour.ops.library import LinearOp
@@ -46,7 +47,7 @@ def _matrices() -> list[SparseMatrix]:
             NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)), BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
             BitmapMatrix.from_dense(scattered.to(dtype), Unstructured()), DenseMatrix.from_dense(w.to(dtype), Dense()),
         ]  # fmt: skip
-    return made
+    return [*made, *(ScaledNMMatrix.quantize(pairs.to(dtype)) for dtype in TESTED[1:])]
 
 
 def _products(op: LinearOp, name: str, matrices: Sequence[SparseMatrix]) -> Iterator[Case]:
@@ -83,7 +84,8 @@ def _sampled(name: str, matrices: Sequence[BlockMatrix]) -> Iterator[Case]:
 
 
 def _random(m: int, matrix: SparseMatrix, seed: int) -> torch.Tensor:
-    return torch.randn(m, SIDE, generator=torch.Generator().manual_seed(seed)).to(matrix.device, matrix.dtype)
+    x = torch.randn(m, SIDE, generator=torch.Generator().manual_seed(seed)).to(matrix.device, matrix.dtype)
+    return rounded(x) if isinstance(matrix, ScaledNMMatrix) else x  # as that one's op would round it first
 
 
 def _what(matrix: SparseMatrix, m: int) -> str:
