@@ -13,14 +13,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ajour.formats.matrix import DTYPES
-from ajour.masks import PRODUCERS, PRUNE, is_prune_hook, nncf_masks, read_bias, read_pruned, read_weight
+from ajour.importers import live, modelopt, nncf, torch_prune
+from ajour.importers.live import model_masks, read_bias, read_weight
+from ajour.importers.weights import SMALLEST_SIDE
 from ajour.terms.errors import ConversionError
 from ajour.terms.row_table import parse_row_table
 
 ON_META = "its weight is on the meta device; load its values first"  # the last of all reasons: there is no other
-_MASKED = {"weight_orig", "bias_orig", "bias_mask", "parametrizations", *(p.mask for p in PRODUCERS)}
-_KNOWN_PARTS = {"weight", "bias"} | _MASKED
-SMALLEST_SIDE = 16  # bare parameters with a smaller side (positions, scales, classifiers' tokens) are no layers
+_KNOWN_PARTS = {"weight", "bias"} | live.PARTS
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def find_layers(model: nn.Module) -> list[Layer]:
     """Every layer in module order, those that can't be converted with the reason; the model is left as it is."""
     modules = dict(model.named_modules(remove_duplicate=False))
     twins = _twins(model)
-    masks = nncf_masks(model)
+    masks = model_masks(model)
     layers: list[Layer] = []
     for name, module in modules.items():
-        if "parametrizations" in name.split(".") or name.split(".")[0] == "__nncf_hooks":
+        if "parametrizations" in name.split(".") or name.split(".")[0] == nncf.STORAGE:
             continue
         if is_converted(module):
             layers.append(_converted(name, module))
@@ -117,7 +117,7 @@ def _converted(name: str, module: nn.Module) -> Layer:
 
 
 def _linear(
-    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], nncf_mask: Tensor | None
+    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], rooted: tuple[Tensor, str] | None
 ) -> Layer:
     conv1d = is_conv1d(module)
     kind = "Conv1D" if conv1d else "Linear" if _is_plain(module) else type(module).__name__
@@ -127,7 +127,7 @@ def _linear(
         lazy = (int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0)))
         unready = "its weight is not initialized yet; run the model once on an example"
         return Layer(name, module, kind, lazy, stored.dtype, stored.device, unready)
-    found = read_weight(module, nncf_mask)
+    found = read_weight(module, rooted)
     weight = found.weight if found.weight is not None else _any_parameter(module)
     shape = tuple(weight.shape[::-1] if conv1d else weight.shape)
     if found.weight is None:
@@ -137,7 +137,7 @@ def _linear(
     reason = reason or (ON_META if weight.is_meta else None)
 
     def read() -> Tensor:
-        again = read_weight(module, nncf_mask).weight
+        again = read_weight(module, rooted).weight
         assert again is not None
         return again.t().contiguous() if conv1d else again
 
@@ -156,7 +156,8 @@ def _own_methods(module: nn.Module) -> list[str]:
     if is_conv1d(module) or hasattr(module, "parametrizations"):
         return []
     classes = type(module).__mro__[: type(module).__mro__.index(nn.Linear)]
-    return [name for kind in classes for name in vars(kind) if not name.startswith("__")]
+    own = [kind for kind in classes if not modelopt.is_sparse_class(kind, module)]
+    return [name for kind in own for name in vars(kind) if not name.startswith("__")]
 
 
 def _any_parameter(module: nn.Module) -> Tensor:
@@ -189,7 +190,7 @@ def _forward_reason(module: nn.Module) -> str | None:
         *module._forward_hooks.values(), *module._forward_pre_hooks.values(),
         *module._backward_hooks.values(), *module._backward_pre_hooks.values(),
     ]  # fmt: skip
-    foreign = [hook for hook in hooks if not is_prune_hook(hook)]
+    foreign = [hook for hook in hooks if not torch_prune.is_prune_hook(hook)]
     if foreign:
         hook = getattr(foreign[0], "__name__", type(foreign[0]).__name__)
         return f"it carries the hook {hook}, which a swap would lose; remove it first"
@@ -225,7 +226,7 @@ def _tied_reason(name: str, twins: dict[str, str]) -> str | None:
     return None
 
 
-def _convolution(name: str, module: _ConvNd, nncf_mask: Tensor | None) -> Layer:
+def _convolution(name: str, module: _ConvNd, rooted: tuple[Tensor, str] | None) -> Layer:
     """A convolution of any size, read with its mask as a linear layer is: its zeros should not go unmentioned."""
     kind = type(module).__name__
     reason = f"{kind} is a convolution; only linear layers are converted"
@@ -236,10 +237,10 @@ def _convolution(name: str, module: _ConvNd, nncf_mask: Tensor | None) -> Layer:
     if stored is None or is_lazy(stored):
         some = torch.empty(0, device="meta") if stored is None else stored
         return Layer(name, module, kind, shape, some.dtype, some.device, reason)
-    found = read_weight(module, nncf_mask)
+    found = read_weight(module, rooted)
 
     def read() -> Tensor:
-        again = read_weight(module, nncf_mask).weight
+        again = read_weight(module, rooted).weight
         assert again is not None
         return again.flatten(1)
 
@@ -260,10 +261,10 @@ def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
         if min(p.shape[-2:]) < SMALLEST_SIDE and not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             continue
         full = name if leaf == "weight" else _join(name, leaf)
-        source = None if read_pruned(module, leaf) is None else PRUNE.name
+        source = None if torch_prune.read_pruned(module, leaf) is None else torch_prune.NAME
 
         def read(p: Tensor = p, leaf: str = leaf) -> Tensor:
-            pruned = read_pruned(module, leaf)
+            pruned = torch_prune.read_pruned(module, leaf)
             return (p.detach() if pruned is None else pruned).flatten(0, -2)
 
         yield Layer(full, module, kind, tuple(p.shape), p.dtype, p.device, reason, source, None if p.is_meta else read)

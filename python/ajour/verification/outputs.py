@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ajour.masks import is_prune_hook
+from ajour.importers.torch_prune import is_prune_hook
 from ajour.planning.rows import call, untouched
 from ajour.terms.errors import AjourError, VerificationError
 
