@@ -1,4 +1,4 @@
-"""Importers: other tools' pruned models, live or in files, as dense weights with their zeros; nothing in a file runs."""
+"""Importers: other tools' pruned models, live or in files, as dense weights; nothing in a file ever runs."""
 
 from ajour.importers.checkpoint import Checkpoint, open_checkpoint
 from ajour.importers.reading import read

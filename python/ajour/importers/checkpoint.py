@@ -54,9 +54,12 @@ class Contents:
 class Checkpoint(Mapping[str, Tensor]):
     """Tensors by name; each is read when it is asked for, and the file of one shard is open at a time.
 
-    config: the folder's config.json, {} without one. metadata: those of a single safetensors file, else {}. contents:
-    what a single torch file holds, else None. shapes: those of all tensors, known without reading them. nbytes: of all files, None in memory.
-    mapped: whether what is read shares memory with a file or a caller.
+    config:   the folder's config.json, {} without one.
+    metadata: those of a single safetensors file, else {}.
+    contents: what a single torch file holds, else None.
+    shapes:   those of all tensors, known without reading them.
+    nbytes:   of all files, None in memory.
+    mapped:   whether what is read shares memory with a file or a caller.
     """
 
     def __init__(

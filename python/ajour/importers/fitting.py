@@ -39,9 +39,7 @@ def changed(change: Change, held: Mapping[str, Tensor], where: str) -> tuple[str
         raise FileError(f"{where} ({change.source}) is for a model with {wanted}, which this one lacks")
     base = held[name]
     if base.is_meta or is_lazy(base):
-        raise FileError(
-            f"{where} changes {name!r}, whose values this model does not have yet; load the base model first"
-        )
+        raise FileError(f"{where} changes {name!r}, whose values this model has not got yet; load the base model")
     return name, change.apply(base.detach())
 
 

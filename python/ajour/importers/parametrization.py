@@ -22,12 +22,12 @@ _LOST = (
 
 
 def _places(shapes: Shapes) -> Iterator[Place]:
-    for key, shape in shapes.items():
+    for key in shapes:
         chain = key.removesuffix(".original")
         path, parametrized, leaf = chain.rpartition("parametrizations.")
         if chain != key and parametrized and "." not in leaf:
             keys = (f"{chain}.{step}.mask" for step in count())
-            masks = tuple(takewhile(lambda mask: shapes.get(mask) == shape, keys))
+            masks = tuple(takewhile(shapes.__contains__, keys))
             yield Place(path + leaf, key, masks, note=None if masks or leaf == "bias" else _LOST)
 
 

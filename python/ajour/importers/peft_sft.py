@@ -34,9 +34,7 @@ def changes(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[Change]:
             if shape != shapes.get(indices) or len(shape) != 1:
                 raise FileError(f"{name}: expected one place in {indices} for each of its values")
             if layers.setdefault(layer, name) != name:
-                raise FileError(
-                    f"{layer} has the deltas of several adapters ({layers[layer]}, {name}); keep one of them"
-                )
+                raise FileError(f"{layer} has the deltas of several adapters ({layers[layer]}, {name}); keep one")
             apply = partial(_apply, tensors, name, indices)
             yield Change((f"{layer}.weight",), NAME, "difference", apply)
 
@@ -49,7 +47,5 @@ def _apply(tensors: Mapping[str, Tensor], values: str, indices: str, base: Tenso
     if places.numel() and (
         not bool((places[1:] > places[:-1]).all()) or int(places[0]) < 0 or int(places[-1]) >= base.numel()
     ):
-        raise FileError(
-            f"{indices}: expected sorted places within the {tuple(base.shape)} of the model, each named once"
-        )
+        raise FileError(f"{indices}: expected sorted places within {tuple(base.shape)}, each named once")
     return added(base, places, tensors[values], values)

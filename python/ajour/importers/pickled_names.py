@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """A pickle names something that is neither a tensor nor a plain container."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name as it stands in a pickle. make: what calling it gives. dtype: of a storage's class, or the dtype itself."""
+    """A name in a pickle. make: what calling it gives. dtype: of a storage's class, or the dtype itself."""
 
     text: str
     make: Callable[..., Any] | None = None
@@ -45,15 +45,15 @@ class NumpyType:
     def set_state(self, state: Any) -> None:
         """As numpy pickles it: (version, byte order, ...)."""
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise Unreadable("numpy.dtype with fields of its own")
+            raise UnreadableError("numpy.dtype with fields of its own")
         self.order = ">" if state[1] == ">" else "<"
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(type(v) is int and 0 <= v < 2**62 for v in values):
-        raise Unreadable("a tensor whose sizes are no whole numbers")
+        raise UnreadableError("a tensor whose sizes are no whole numbers")
     if len(values) > 64:
-        raise Unreadable(f"a tensor of {len(values)} dimensions")
+        raise UnreadableError(f"a tensor of {len(values)} dimensions")
     return tuple(values)
 
 
@@ -62,26 +62,26 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype
     held = getattr(storage, "dtype", None)
     size, stride, (offset,) = _sizes(size), _sizes(stride), _sizes((offset,))
     if not isinstance(held, torch.dtype) or len(size) != len(stride):
-        raise Unreadable("a tensor without a storage")
+        raise UnreadableError("a tensor without a storage")
     kind = held if dtype is None else dtype
     count = storage.nbytes // kind.itemsize
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if 0 not in size and last >= count:
         raise ValueError("a tensor reaches beyond its storage")
     if math.prod(size) > count:
-        raise Unreadable(f"a tensor of {size} that repeats {count} values (it was expanded when it was saved)")
+        raise UnreadableError(f"a tensor of {size} that repeats {count} values (it was expanded when it was saved)")
     return StoredTensor(storage, kind, offset, size, stride)
 
 
 def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
     if not isinstance(dtype, Name) or dtype.dtype is None:
-        raise Unreadable("a tensor without a dtype")
+        raise UnreadableError("a tensor without a dtype")
     return _tensor(storage, offset, size, stride, dtype=dtype.dtype)
 
 
 def _parameter(data: Any, *rest: Any) -> Any:
     if not isinstance(data, StoredTensor):
-        raise Unreadable("a parameter that holds no tensor")
+        raise UnreadableError("a parameter that holds no tensor")
     return data
 
 
@@ -90,7 +90,7 @@ def _ordered_dict(items: Sequence[Any] = ()) -> dict[Any, Any]:
         isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str | int) for item in items
     ):
         raise ValueError("no items of a dict")
-    return {key: value for key, value in items}
+    return dict(items)
 
 
 def _default_dict(factory: Any = None) -> dict[Any, Any]:
@@ -104,29 +104,32 @@ def _set(items: Sequence[Any] = ()) -> list[Any]:
 def _encode(text: Any, encoding: Any) -> bytes:
     """How protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise Unreadable(f"_codecs.encode to {str(encoding)[:40]}")
+        raise UnreadableError(f"_codecs.encode to {str(encoding)[:40]}")
     return text.encode("latin-1")
 
 
 def _bytes(*data: Any) -> bytes:
     if data and not (len(data) == 1 and isinstance(data[0], bytes)):
-        raise Unreadable("bytes made of something else")
+        raise UnreadableError("bytes made of something else")
     return bytes(*data)
 
 
-_NUMBERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "f4": "f", "f8": "d", "b1": "?"}  # fmt: skip
+_NUMBERS = {
+    "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "f4": "f", "f8": "d",
+    "b1": "?",
+}  # fmt: skip
 
 
 def _numpy_type(code: Any, *rest: Any) -> NumpyType:
     if not isinstance(code, str) or code.lstrip("<>|=") not in _NUMBERS:
-        raise Unreadable(f"numpy.dtype {str(code)[:40]!r}")
+        raise UnreadableError(f"numpy.dtype {str(code)[:40]!r}")
     return NumpyType(code.lstrip("<>|="), ">" if code.startswith(">") else "<")
 
 
 def _numpy_number(kind: Any, data: Any) -> Any:
     """A number that numpy made, as one of Python's own."""
     if not isinstance(kind, NumpyType) or not isinstance(data, bytes):
-        raise Unreadable("numpy.core.multiarray.scalar of no plain number")
+        raise UnreadableError("numpy.core.multiarray.scalar of no plain number")
     return struct.unpack(kind.order + _NUMBERS[kind.code], data)[0]
 
 

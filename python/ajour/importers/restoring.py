@@ -62,8 +62,8 @@ def check_expansion(checkpoint: Checkpoint, elements: int) -> None:
     """Raises FileError if a file claims to hold far more than its bytes can say."""
     if checkpoint.nbytes is not None and elements > MOST_EXPANSION * max(checkpoint.nbytes, 4096):
         raise FileError(
-            f"{checkpoint.path} has {checkpoint.nbytes} bytes and claims to hold {elements} weights, which is damage or "
-            "malice; give model= if it is neither"
+            f"{checkpoint.path} has {checkpoint.nbytes} bytes and claims to hold {elements} weights, which is damage "
+            "or malice"
         )
 
 
@@ -86,7 +86,8 @@ def _same(tensor: Tensor) -> Tensor:
 
 def _packed(checkpoint: Checkpoint) -> tuple[list[Stored], set[str]]:
     """What compressed-tensors packed, and the names that it took for that."""
-    found, used = [], set()
+    found: list[Stored] = []
+    used: set[str] = set()
     for layer, parts in compressed_layers(checkpoint.shapes).items():
         read = partial(decompress, checkpoint, layer, parts)
         shape = sizes(checkpoint, layer, parts)

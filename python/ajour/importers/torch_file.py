@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ajour.importers.pickled_names import Name, StoredTensor, Unreadable
+from ajour.importers.pickled_names import Name, StoredTensor, UnreadableError
 from ajour.importers.unpickling import unpickle
 from ajour.terms.errors import FileError
 
@@ -48,7 +48,7 @@ class TorchFile:
                 new = file.read(4) == b"PK\x03\x04"
                 file.seek(0)
                 self.contents = self._zip(file) if new else self._legacy(file)
-        except Unreadable as error:
+        except UnreadableError as error:
             raise FileError(
                 f"{path} holds {error}, not tensors alone: ajour never unpickles them, and nothing of it was run; "
                 "if you trust the file, load it yourself and pass the model"
@@ -80,13 +80,13 @@ class TorchFile:
         if storage.nbytes:
             with self.path.open("rb") as file:
                 file.seek(storage.offset)
-                if file.readinto(memoryview(held.numpy())) != storage.nbytes:
+                if file.readinto(held.numpy().data) != storage.nbytes:
                     raise FileError(f"{self.path} ends too early; it has changed since it was opened")
         return held
 
     def _storage(self, kind: Any, key: Any, count: Any) -> Storage:
         if not isinstance(kind, Name) or kind.dtype is None or kind.make is not None:
-            raise Unreadable("a storage of an unknown kind")
+            raise UnreadableError("a storage of an unknown kind")
         if not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**60:
             raise ValueError("a storage's place is damaged")
         nbytes = count * kind.dtype.itemsize
@@ -109,13 +109,13 @@ class TorchFile:
         if top is None:
             raise ValueError("it holds no data.pkl")
         if f"{top}constants.pkl" in records or any(name.startswith(f"{top}code/") for name in records):
-            raise Unreadable("TorchScript code")
+            raise UnreadableError("TorchScript code")
         if f"{top}byteorder" in records and self._record(file, records[f"{top}byteorder"]) != sys.byteorder.encode():
-            raise Unreadable("numbers of another byte order")
+            raise UnreadableError("numbers of another byte order")
 
         def persistent(place: Any) -> Storage:
             if not isinstance(place, tuple) or len(place) != 5 or place[0] != "storage":
-                raise Unreadable("a persistent id of an unknown kind")
+                raise UnreadableError("a persistent id of an unknown kind")
             _, kind, key, _, count = place
             storage = self._storage(kind, key, count)
             if storage.offset is None:
@@ -140,7 +140,7 @@ class TorchFile:
         header = file.read(30)
         if len(header) != 30 or header[:4] != b"PK\x03\x04":
             raise ValueError("a record has no header")
-        start = record.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        start: int = record.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
         if start < 30 or start + record.file_size > self._size:
             raise ValueError("a record reaches beyond the file")
         return start
@@ -153,9 +153,9 @@ class TorchFile:
         def persistent(place: Any) -> Storage:
             if not isinstance(place, tuple) or len(place) not in (5, 6) or place[0] != "storage":
                 kind = place[0] if isinstance(place, tuple) and place and isinstance(place[0], str) else "unknown"
-                raise Unreadable(f"a persistent id of the kind {kind[:40]!r}")
+                raise UnreadableError(f"a persistent id of the kind {kind[:40]!r}")
             if len(place) == 6 and place[5] is not None:
-                raise Unreadable("a view of a storage, as torch wrote them before 0.4")
+                raise UnreadableError("a view of a storage, as torch wrote them before 0.4")
             return self._storage(place[1], place[2], place[4])
 
         def refuse(place: Any) -> Any:
@@ -163,7 +163,7 @@ class TorchFile:
 
         magic = unpickle(file, self._size, refuse)
         if magic != MAGIC:
-            raise Unreadable("a pickle that torch.save did not write")
+            raise UnreadableError("a pickle that torch.save did not write")
         version, _ = (unpickle(file, self._size, refuse) for _ in range(2))
         if version != 1001:
             raise ValueError(f"its version is {str(version)[:40]}")

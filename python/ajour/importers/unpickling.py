@@ -11,20 +11,20 @@ import struct
 from collections.abc import Callable, Hashable
 from typing import IO, Any
 
-from ajour.importers.pickled_names import NAMES, Name, Unreadable
+from ajour.importers.pickled_names import NAMES, Name, UnreadableError
 
 _MARK = object()
 
 
-class Damaged(ValueError):
+class DamagedError(ValueError):
     """The bytes are no pickle, or a damaged one."""
 
 
 def unpickle(file: IO[bytes], size: int, persistent: Callable[[Any], Any]) -> Any:
     """The next pickle of a file, whose end is `size` bytes from its beginning.
 
-    persistent: makes a value of a persistent id. Raises Unreadable for a name that stands for neither tensors nor plain
-    containers, Damaged for bytes that are no pickle.
+    persistent: makes a value of a persistent id. Raises UnreadableError for a name that stands for neither tensors nor
+    plain containers, DamagedError for bytes that are no pickle.
     """
     return _Machine(file, size, persistent).run()
 
@@ -43,16 +43,16 @@ class _Machine:
                 return self.pop()
             operation = operations.get(code)
             if operation is None:
-                raise Damaged(f"the instruction {code!r} is none that tensors and plain containers need")
+                raise DamagedError(f"the instruction {code!r} is none that tensors and plain containers need")
             operation(self)
 
     def read(self, count: int) -> bytes:
         """Exactly that many bytes; a length that lies allocates nothing."""
         if count > self.size - self.file.tell():
-            raise Damaged("it ends too early")
+            raise DamagedError("it ends too early")
         data = self.file.read(count)
         if len(data) != count:
-            raise Damaged("it ends too early")
+            raise DamagedError("it ends too early")
         return data
 
     def number(self, count: int) -> int:
@@ -61,17 +61,17 @@ class _Machine:
     def line(self) -> str:
         line = self.file.readline(1024)
         if not line.endswith(b"\n"):
-            raise Damaged("a name does not end")
+            raise DamagedError("a name does not end")
         return line[:-1].decode("utf-8")
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise Damaged("a value is missing")
+            raise DamagedError("a value is missing")
         return self.stack.pop()
 
     def top(self, kind: type[Any]) -> Any:
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise Damaged(f"expected a {kind.__name__} to fill")
+            raise DamagedError(f"expected a {kind.__name__} to fill")
         return self.stack[-1]
 
     def marked(self) -> list[Any]:
@@ -81,27 +81,27 @@ class _Machine:
                 items = self.stack[place + 1 :]
                 del self.stack[place:]
                 return items
-        raise Damaged("a mark is missing")
+        raise DamagedError("a mark is missing")
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top(dict)
         if len(items) % 2:
-            raise Damaged("a key has no value")
+            raise DamagedError("a key has no value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
 
     def call(self) -> None:
         arguments, name = self.pop(), self.pop()
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
-            raise Damaged("something is called that is no function")
+            raise DamagedError("something is called that is no function")
         if name.make is None:
-            raise Unreadable(f"{name.text} is called")
+            raise UnreadableError(f"{name.text} is called")
         try:
             self.stack.append(name.make(*arguments))
         except (TypeError, ValueError, LookupError, AttributeError, OverflowError, struct.error) as error:
-            if isinstance(error, Unreadable | Damaged):
+            if isinstance(error, UnreadableError | DamagedError):
                 raise
-            raise Damaged(f"{name.text} got arguments that it does not take") from None
+            raise DamagedError(f"{name.text} got arguments that it does not take") from None
 
     def build(self) -> None:
         """Attributes of an OrderedDict (a state_dict's _metadata) are dropped; a numpy dtype gets its byte order."""
@@ -109,11 +109,11 @@ class _Machine:
         if hasattr(target, "set_state"):
             target.set_state(state)
         elif not isinstance(target, dict) or not isinstance(state, dict):
-            raise Unreadable(f"a state is set on a {type(target).__name__}")
+            raise UnreadableError(f"a state is set on a {type(target).__name__}")
 
     def get(self, place: int) -> None:
         if place not in self.memo:
-            raise Damaged("a value is named that was not stored")
+            raise DamagedError("a value is named that was not stored")
         self.stack.append(self.memo[place])
 
     def put(self, place: int) -> None:
@@ -124,14 +124,14 @@ class _Machine:
     def name(self, module: Any, name: Any) -> None:
         text = f"{module}.{name}"
         if text not in NAMES:
-            raise Unreadable(text[:200])
+            raise UnreadableError(text[:200])
         self.stack.append(NAMES[text])
 
 
 def _key(key: Any) -> Hashable:
     # a tuple's hash walks all that is in it, which a few instructions can make endless
     if not isinstance(key, str | int | float | bytes | None.__class__):
-        raise Damaged(f"a {type(key).__name__} is the key of a dict")
+        raise DamagedError(f"a {type(key).__name__} is the key of a dict")
     return key
 
 
@@ -181,9 +181,21 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
     return push
 
 
+def _frame(m: _Machine) -> None:
+    m.read(8)  # its length; the bytes are read as they come
+
+
+def _drop(m: _Machine) -> None:
+    m.pop()
+
+
+def _drop_marked(m: _Machine) -> None:
+    m.marked()
+
+
 def _protocol(m: _Machine) -> None:
     if (version := m.number(1)) > 5:
-        raise Damaged(f"it is of protocol {version}")
+        raise DamagedError(f"it is of protocol {version}")
 
 
 def _stack_global(m: _Machine) -> None:
@@ -194,7 +206,7 @@ def _stack_global(m: _Machine) -> None:
 def _refuse_object(m: _Machine) -> None:
     m.pop()
     name = m.pop()
-    raise Unreadable(name.text if isinstance(name, Name) else "an object")
+    raise UnreadableError(name.text if isinstance(name, Name) else "an object")
 
 
 def _push(value: Any) -> Callable[[_Machine], None]:
@@ -207,10 +219,10 @@ def _sized(width: int, make: Callable[[bytes], Any]) -> Callable[[_Machine], Non
 
 _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x80": _protocol,
-    b"\x95": lambda m: None if m.read(8) else None,  # a frame's length: the bytes are read as they come
+    b"\x95": _frame,
     b"(": _push(_MARK), b"N": _push(None), b"\x88": _push(True), b"\x89": _push(False), b")": _push(()),
     b"}": lambda m: m.stack.append({}), b"]": lambda m: m.stack.append([]), b"\x8f": lambda m: m.stack.append(set()),
-    b"0": lambda m: None if m.pop() else None, b"1": lambda m: None if m.marked() else None,
+    b"0": _drop, b"1": _drop_marked,
     b"2": lambda m: m.stack.append(m.top(object)),
     b"K": lambda m: m.stack.append(m.number(1)), b"M": lambda m: m.stack.append(m.number(2)),
     b"J": lambda m: m.stack.append(_long(m.read(4))),
@@ -219,7 +231,8 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"X": _sized(4, _text), b"\x8c": _sized(1, _text), b"\x8d": _sized(8, _text),
     b"C": _sized(1, bytes), b"B": _sized(4, bytes), b"\x8e": _sized(8, bytes), b"\x96": _sized(8, bytearray),
     b"U": _sized(1, lambda data: data.decode("latin-1")), b"T": _sized(4, lambda data: data.decode("latin-1")),
-    b"\x85": _tuple_of(1), b"\x86": _tuple_of(2), b"\x87": _tuple_of(3), b"t": lambda m: m.stack.append(tuple(m.marked())),
+    b"\x85": _tuple_of(1), b"\x86": _tuple_of(2), b"\x87": _tuple_of(3),
+    b"t": lambda m: m.stack.append(tuple(m.marked())),
     b"l": lambda m: m.stack.append(m.marked()), b"d": _new_dict,
     b"a": _append, b"e": _appends, b"s": _set_item, b"u": _set_items, b"\x90": _add_items,
     b"\x91": lambda m: m.stack.append(frozenset(map(_key, m.marked()))),

@@ -58,7 +58,7 @@ def _stored(tensors: list[Stored]) -> Iterator[Weight]:
         path = "" if stored.name == "weight" else stored.name.removesuffix(".weight")
         turned = len(shape) == 2 and path.rpartition(".")[2] in transposed
         sides = shape[::-1] if turned else shape if len(shape) == 3 else (shape[0], math.prod(shape[1:]))
-        if min(sides[-2:]) < SMALLEST_SIDE:
+        if min(sides[-2:]) < SMALLEST_SIDE and stored.source is None:
             continue
         kind, reason = _kind(path, shape)
         kind = "Conv1D" if turned else kind
