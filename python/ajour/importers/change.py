@@ -14,6 +14,7 @@ from ajour.terms.errors import FileError
 class Change:
     """What becomes of one parameter.
 
+    key:    the file's name for it.
     names:  of the parameter; the first one that the model has is meant.
     source: the tool. what: "mask" or "difference" or "whole" (the parameter is replaced).
     apply:  the base's values -> the new ones, a tensor of its own; FileError, naming it, if they don't fit.
@@ -21,6 +22,7 @@ class Change:
     size:   elements of `alone`, as the file claims them.
     """
 
+    key: str
     names: tuple[str, ...]
     source: str
     what: str
@@ -55,4 +57,4 @@ def replaced(name: str, source: str, shape: tuple[int, ...], read: Callable[[], 
         check_base(base, shape, name)
         return read()
 
-    return Change((name,), source, "whole", apply, read)
+    return Change(name, (name,), source, "whole", apply, read)

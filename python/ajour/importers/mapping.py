@@ -51,7 +51,7 @@ def changes(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[Change]:
     for name, shape in shapes.items():
         read = partial(tensors.__getitem__, name)
         apply = partial(_apply, name, tensors)
-        yield Change((name, f"{name}.weight"), NAME, "mask", apply, read, torch.Size(shape).numel())
+        yield Change(name, (name, f"{name}.weight"), NAME, "mask", apply, read, torch.Size(shape).numel())
 
 
 def keyed_changes(tensors: Mapping[str, Tensor], shapes: Shapes, mask_key: str) -> Iterator[Change]:
@@ -61,7 +61,7 @@ def keyed_changes(tensors: Mapping[str, Tensor], shapes: Shapes, mask_key: str) 
         if mask.startswith(start) and mask.endswith(end) and len(mask) > len(start) + len(end):
             name = mask[len(start) : len(mask) - len(end)]
             read, apply = partial(tensors.__getitem__, mask), partial(_apply, mask, tensors)
-            yield Change((f"{name}.weight", name), NAME, "mask", apply, read, torch.Size(shapes[mask]).numel())
+            yield Change(name, (f"{name}.weight", name), NAME, "mask", apply, read, torch.Size(shapes[mask]).numel())
 
 
 def _apply(name: str, tensors: Mapping[str, Tensor], base: Tensor) -> Tensor:

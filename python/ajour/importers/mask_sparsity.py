@@ -31,7 +31,7 @@ def changes(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[Change]:
         read = partial(tensors.__getitem__, name)
         for leaf in ("weight", "bias"):
             apply = partial(_apply, name, tensors)
-            yield Change((f"{name}.{leaf}",), NAME, "mask", apply, read, channels)
+            yield Change(name, (f"{name}.{leaf}",), NAME, "mask", apply, read, channels)
 
 
 def _apply(name: str, tensors: Mapping[str, Tensor], base: Tensor) -> Tensor:

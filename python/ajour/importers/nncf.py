@@ -5,12 +5,13 @@ Keys are `__nncf_hooks.post_hooks.encoder:fc:weight__0.0.binary_mask` for the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ajour.importers.tool import Place, Shapes, Tool
+from ajour.terms.errors import FileError
 
 NAME = "NNCF"
 STORAGE = "__nncf_hooks"
@@ -28,6 +29,16 @@ def model_masks(model: nn.Module) -> dict[str, Tensor]:
     """The masks by the full name of the parameter, from the storage that a live model carries."""
     storage = model._modules.get(STORAGE)
     return {} if storage is None else _by_parameter(dict(storage.named_buffers()))
+
+
+def refuse_hooks(names: Iterable[str], where: str) -> None:
+    """Raises FileError for a hook that is no mask by bits: without it the weights are not what the model runs with."""
+    for name in names:
+        if f"{STORAGE}." in name:
+            raise FileError(
+                f"{where}: {name!r} belongs to a hook of NNCF's that ajour does not know; call nncf.strip with "
+                "StripFormat.IN_PLACE before saving"
+            )
 
 
 def _by_parameter(tensors: Mapping[str, T]) -> dict[str, T]:

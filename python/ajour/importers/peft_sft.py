@@ -36,7 +36,7 @@ def changes(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[Change]:
             if layers.setdefault(layer, name) != name:
                 raise FileError(f"{layer} has the deltas of several adapters ({layers[layer]}, {name}); keep one")
             apply = partial(_apply, tensors, name, indices)
-            yield Change((f"{layer}.weight",), NAME, "difference", apply)
+            yield Change(layer, (f"{layer}.weight",), NAME, "difference", apply)
 
 
 def _apply(tensors: Mapping[str, Tensor], values: str, indices: str, base: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def changes(state: Mapping[str, Any]) -> Iterator[Change]:
     for name, bits in state.items():
         if isinstance(bits, bytes) and name.endswith(_LEAF):
             path = name.removesuffix(_LEAF)
-            yield Change((f"{path}.in_proj_weight", f"{path}.weight"), NAME, "mask", partial(_apply, name, bits))
+            yield Change(name, (f"{path}.in_proj_weight", f"{path}.weight"), NAME, "mask", partial(_apply, name, bits))
 
 
 def _apply(name: str, bits: bytes, base: Tensor) -> Tensor:

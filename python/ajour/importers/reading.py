@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import overload
 
@@ -77,7 +78,7 @@ def _whole(checkpoint: Checkpoint, mask_key: str | None, progress: bool) -> dict
             state[each.name] = value if each.made or not checkpoint.mapped else value.clone()
             advance()
             if each.note:
-                warnings.warn(f"{each.name}: {each.note}", stacklevel=4)
+                warnings.warn(f"{each.name}: {each.note}", stacklevel=3)
     return state
 
 
@@ -91,9 +92,9 @@ def _alone(checkpoint: Checkpoint, changes: list[Change]) -> dict[str, Tensor]:
     warnings.warn(
         f"{checkpoint.path} ({changes[0].source}) holds no whole model; what comes back is for a base model: {kinds}. "
         "Give model= to apply it",
-        stacklevel=4,
+        stacklevel=3,
     )
-    return {change.names[0]: change.alone() for change in changes if change.alone is not None}
+    return {change.key: change.alone() for change in changes if change.alone is not None}
 
 
 def _change(checkpoint: Checkpoint, changes: list[Change], model: nn.Module) -> nn.Module:
@@ -105,7 +106,7 @@ def _change(checkpoint: Checkpoint, changes: list[Change], model: nn.Module) -> 
     for change, name in zip(changes, first, strict=True):
         cut = len(name) - len(short[name])
         names = tuple(each[cut:] for each in change.names) if cut else change.names
-        target, value = changed(Change(names, change.source, change.what, change.apply), held, where)
+        target, value = changed(replace(change, names=names), held, where)
         if done.setdefault(id(held[target]), name) != name:
             raise FileError(f"{where} changes {target!r} twice, as it is tied in the model to another that it changes")
         state[target] = value

@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ajour.importers import mapping
+from ajour.importers import mapping, nncf
 from ajour.importers.checkpoint import Checkpoint
 from ajour.importers.compressed_tensors import compressed_layers, decompress, refuse, refuse_names, sizes
 from ajour.importers.live import TOOLS
@@ -51,7 +51,8 @@ def restored(checkpoint: Checkpoint, mask_key: str | None = None) -> list[Stored
     for place, _ in masks:
         used |= {place.weight, *place.masks, *place.beside}
     found = [*packed, *(_applied(checkpoint, place, tool) for place, tool in masks)]
-    plain = (name for name in checkpoint if name not in used and not _is_nncf_s_own(name))
+    plain = [name for name in checkpoint if name not in used]
+    nncf.refuse_hooks(plain, str(checkpoint.path))
     found += [Stored(name, checkpoint.shapes[name], partial(checkpoint.__getitem__, name)) for name in plain]
     _check_names(checkpoint, found)
     order = {name: place for place, name in enumerate(checkpoint)}
@@ -121,10 +122,6 @@ def _read(tensors: Mapping[str, Tensor], place: Place) -> Tensor:
     for mask in place.masks:
         weight = masked(weight, check_mask(tensors[mask], mask, place.weight))
     return weight
-
-
-def _is_nncf_s_own(name: str) -> bool:
-    return "__nncf_hooks." in name
 
 
 def _check_names(checkpoint: Checkpoint, found: list[Stored]) -> None:

@@ -41,6 +41,7 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._storages: dict[str, Storage] = {}
+        self._stored = 0  # bytes of them all
         self._shared: dict[int, Tensor] = {}
         try:
             with path.open("rb") as file:
@@ -92,9 +93,12 @@ class TorchFile:
         nbytes = count * kind.dtype.itemsize
         if nbytes > self._size:
             raise ValueError(f"a storage of {nbytes} bytes is larger than the file")
-        known = self._storages.setdefault(key, Storage(kind.dtype, nbytes))
-        if sum(storage.nbytes for storage in self._storages.values()) > self._size:
-            raise ValueError("its storages are larger than the file")
+        if key not in self._storages:
+            self._storages[key] = Storage(kind.dtype, nbytes)
+            self._stored += nbytes
+            if self._stored > self._size:
+                raise ValueError("its storages are larger than the file")
+        known = self._storages[key]
         if known.dtype != kind.dtype or known.nbytes != nbytes:
             raise ValueError("a storage is described in two ways")
         return known

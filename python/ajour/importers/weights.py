@@ -79,7 +79,7 @@ def _changed(checkpoint: Checkpoint, changes: list[Change]) -> Iterator[Weight]:
         reason = f"a {change.what} for a base model's weight; ajour.read(path, model=) applies it"
         shape = (alone.shape[0], alone[0].numel())
         read = partial(_read_alone, change.alone)
-        yield Weight(change.names[0].removesuffix(".weight"), shape, read, change.what, change.source, reason)
+        yield Weight(change.key.removesuffix(".weight"), shape, read, change.what, change.source, reason)
 
 
 def _read_alone(alone: Callable[[], Tensor]) -> Tensor:
