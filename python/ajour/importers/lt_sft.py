@@ -36,8 +36,8 @@ def changes(state: Mapping[str, Any], read: Callable[[StoredTensor], Tensor]) ->
         size = _check(str(name), encoded)
         decoded = partial(_decode, str(name), size, encoded, read)
         yield Change(
-            str(name), (str(name),), NAME, "difference", partial(_apply, str(name), size, decoded), partial(_dense, size, decoded),
-            math.prod(size),
+            str(name), (str(name),), NAME, "difference",
+            partial(_apply, str(name), size, decoded), partial(_dense, size, decoded), math.prod(size),
         )  # fmt: skip
     for name, tensor in (state.get(whole) or {}).items():
         if not isinstance(tensor, StoredTensor):

@@ -22,7 +22,7 @@ from ajour.importers.unpickling import unpickle
 from ajour.terms.errors import FileError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the old layout
-_BROKEN = (ValueError, LookupError, TypeError, OverflowError, EOFError, OSError, RuntimeError, MemoryError,
+_BROKEN = (ValueError, LookupError, TypeError, OverflowError, EOFError, OSError, RuntimeError,
            struct.error, zipfile.BadZipFile)  # fmt: skip
 
 
