@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import typing
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,14 @@ class Noticed(BaseException):
 
 
 class Watch:
-    """An audit hook that is only strict while a case runs."""
+    """An audit hook that is only strict while a case runs; typing evaluates the annotations of our own classes."""
 
     def __init__(self) -> None:
         self.strict = False
         sys.addaudithook(self)
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if self.strict and event in _FORBIDDEN:
+        if self.strict and event in _FORBIDDEN and sys._getframe(1).f_code.co_filename != typing.__file__:
             self.strict = False
             raise Noticed(f"{event} {args!r:.200}")
 
