@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.cells import cell_len
 from tests.fuzz.corpus import Case, corpus
 from tests.fuzz.mutations import CANARY, mutated
 
@@ -85,6 +86,7 @@ def _run(cases: list[Case], first: int, last: int, state: Path, folder: Path) ->
         for name in case.files:
             (folder / name).unlink()
     b"x".decode("cp437")  # the encoding of damaged names in a zip file
+    cell_len("é")
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + HEADROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + GROWTH

@@ -136,7 +136,7 @@ def _key(key: Any) -> Hashable:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
+    return data.decode("utf-8")
 
 
 def _long(data: bytes) -> int:
