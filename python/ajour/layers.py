@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ajour.formats.matrix import DTYPES
 from ajour.importers import live, modelopt, nncf, torch_prune
-from ajour.importers.live import model_masks, read_bias, read_weight
+from ajour.importers.live import Rooted, model_masks, read_bias, read_weight
 from ajour.importers.weights import SMALLEST_SIDE
 from ajour.terms.errors import ConversionError
 from ajour.terms.row_table import parse_row_table
@@ -117,7 +117,7 @@ def _converted(name: str, module: nn.Module) -> Layer:
 
 
 def _linear(
-    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], rooted: tuple[Tensor, str] | None
+    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], rooted: Rooted | None
 ) -> Layer:
     conv1d = is_conv1d(module)
     kind = "Conv1D" if conv1d else "Linear" if _is_plain(module) else type(module).__name__
@@ -226,7 +226,7 @@ def _tied_reason(name: str, twins: dict[str, str]) -> str | None:
     return None
 
 
-def _convolution(name: str, module: _ConvNd, rooted: tuple[Tensor, str] | None) -> Layer:
+def _convolution(name: str, module: _ConvNd, rooted: Rooted | None) -> Layer:
     """A convolution of any size, read with its mask as a linear layer is: its zeros should not go unmentioned."""
     kind = type(module).__name__
     reason = f"{kind} is a convolution; only linear layers are converted"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from ajour.importers import asp, maskllm, modelopt, nncf, openlth, parametrization, torch_prune
@@ -12,23 +14,30 @@ PARTS = frozenset(part for tool in TOOLS for part in tool.parts)  # what tools l
 _NOWHERE = "it holds no parameter named weight; a hook or a wrapper makes its weight on the fly"
 
 
-def model_masks(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """(mask, tool) by the full name of the parameter, for tools that keep masks at the model's root."""
-    found: dict[str, tuple[Tensor, str]] = {}
-    for tool in (nncf, openlth):
-        found |= {name: (mask, tool.NAME) for name, mask in tool.model_masks(model).items()}
-    return found
+@dataclass(frozen=True)
+class Rooted:
+    """What a tool keeps for a weight at the model's root; mask: None where it does something else than mask."""
+
+    tool: str
+    mask: Tensor | None
 
 
-def read_weight(module: nn.Module, rooted: tuple[Tensor, str] | None = None) -> Found:
+def model_masks(model: nn.Module) -> dict[str, Rooted]:
+    """By the full name of the parameter."""
+    found = {name: Rooted(nncf.NAME, mask) for name, mask in nncf.model_masks(model).items()}
+    return found | {name: Rooted(openlth.NAME, mask) for name, mask in openlth.model_masks(model).items()}
+
+
+def read_weight(module: nn.Module, rooted: Rooted | None = None) -> Found:
     """The finalised weight of a linear layer or a convolution; the module is left as it is.
 
     rooted: of this weight, from `model_masks`.
     """
     weight = module._parameters.get("weight")
     if rooted is not None and weight is not None:
-        mask, tool = rooted
-        return Found(masked(weight, mask), tool) if mask.shape == weight.shape else Found(weight.detach())
+        if rooted.mask is None or rooted.mask.shape != weight.shape:
+            return Found(None, reason=f"a hook of {rooted.tool}'s makes its weight; strip the model by its means")
+        return Found(masked(weight, rooted.mask), rooted.tool)
     for each in TOOLS:
         found = each.on_module(module)
         if found is not None:

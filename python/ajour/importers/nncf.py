@@ -5,8 +5,7 @@ Keys are `__nncf_hooks.post_hooks.encoder:fc:weight__0.0.binary_mask` for the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -15,20 +14,27 @@ from ajour.terms.errors import FileError
 
 NAME = "NNCF"
 STORAGE = "__nncf_hooks"
-T = TypeVar("T")
 
 
 def _places(shapes: Shapes) -> Iterator[Place]:
-    for name, mask in _by_parameter({key: key for key in shapes}).items():
-        prefix = mask.partition(STORAGE)[0]
-        if shapes.get(prefix + name) == shapes[mask]:
-            yield Place(prefix + name, prefix + name, (mask,))
+    for mask in shapes:
+        prefix, _, place = mask.partition(f"{STORAGE}.post_hooks.")
+        name = prefix + _parameter_of(place.split(".")[0])
+        if mask.endswith(".0.binary_mask") and shapes.get(name) == shapes[mask]:
+            yield Place(name, name, (mask,))
 
 
-def model_masks(model: nn.Module) -> dict[str, Tensor]:
-    """The masks by the full name of the parameter, from the storage that a live model carries."""
+def model_masks(model: nn.Module) -> dict[str, Tensor | None]:
+    """The masks of a live model by the full name of the parameter; None for a hook that is no mask by bits."""
     storage = model._modules.get(STORAGE)
-    return {} if storage is None else _by_parameter(dict(storage.named_buffers()))
+    hooks = None if storage is None else storage._modules.get("post_hooks")
+    found: dict[str, Tensor | None] = {}
+    for place, hooked in ({} if hooks is None else hooks._modules).items():
+        steps = [] if hooked is None else list(hooked._modules.values())
+        masks = [step._buffers.get("binary_mask") for step in steps if step is not None]
+        if masks:
+            found[_parameter_of(place)] = masks[0] if len(masks) == 1 else None
+    return found
 
 
 def refuse_hooks(names: Iterable[str], where: str) -> None:
@@ -41,13 +47,9 @@ def refuse_hooks(names: Iterable[str], where: str) -> None:
             )
 
 
-def _by_parameter(tensors: Mapping[str, T]) -> dict[str, T]:
-    masks = {}
-    for key, tensor in tensors.items():
-        if key.endswith(".binary_mask") and "post_hooks." in key:
-            place = key.split("post_hooks.")[1].split(".")[0]
-            masks[place.rpartition("__")[0].replace(":", ".")] = tensor
-    return masks
+def _parameter_of(place: str) -> str:
+    """`encoder:fc:weight__0` -> `encoder.fc.weight`."""
+    return place.rpartition("__")[0].replace(":", ".")
 
 
 TOOL = Tool(NAME, _places, lambda module: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,13 @@ class NumpyType:
         self.order = ">" if state[1] == ">" else "<"
 
 
+def plain_key(key: Any) -> Hashable:
+    """The key of a dict or member of a set; a tuple's hash walks all that is in it, which can be made endless."""
+    if key is not None and not isinstance(key, str | int | float | bytes):
+        raise ValueError(f"a {type(key).__name__} is the key of a dict")
+    return key  # type: ignore[no-any-return]
+
+
 def _sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(type(v) is int and 0 <= v < 2**62 for v in values):
         raise UnreadableError("a tensor whose sizes are no whole numbers")
@@ -86,19 +93,20 @@ def _parameter(data: Any, *rest: Any) -> Any:
 
 
 def _ordered_dict(items: Sequence[Any] = ()) -> dict[Any, Any]:
-    if not isinstance(items, list | tuple) or not all(
-        isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str | int) for item in items
-    ):
+    pairs = isinstance(items, list | tuple) and all(isinstance(item, list | tuple) and len(item) == 2 for item in items)
+    if not pairs:
         raise ValueError("no items of a dict")
-    return dict(items)
+    return {plain_key(key): value for key, value in items}
 
 
 def _default_dict(factory: Any = None) -> dict[Any, Any]:
     return {}
 
 
-def _set(items: Sequence[Any] = ()) -> list[Any]:
-    return list(items) if isinstance(items, list | tuple) else []
+def _set(items: Sequence[Any] = ()) -> frozenset[Any]:
+    if not isinstance(items, list | tuple):
+        raise ValueError("no items of a set")
+    return frozenset(map(plain_key, items))
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
@@ -155,7 +163,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _numpy_type,
 }
 for _module in ("__builtin__", "builtins"):
-    _FUNCTIONS |= {f"{_module}.bytes": _bytes, f"{_module}.bytearray": _bytes, f"{_module}.set": _set}
+    _FUNCTIONS |= {f"{_module}.bytes": _bytes, f"{_module}.bytearray": _bytes}
+    _FUNCTIONS |= {f"{_module}.set": _set, f"{_module}.frozenset": _set}
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _FUNCTIONS[f"{_module}.scalar"] = _numpy_number
 

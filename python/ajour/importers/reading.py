@@ -24,11 +24,15 @@ Source = str | PathLike[str] | Mapping[str, Tensor]
 
 
 @overload
-def read(
-    path: Source, model: None = None, mask_key: str | None = None, *, progress: bool = True
-) -> dict[str, Tensor]: ...
+def read(path: Source, model: None = None, mask_key: str | None = None, *, progress: bool = True) -> dict[str, Tensor]:
+    """Without a model, its state_dict."""
+
+
 @overload
-def read(path: Source, model: nn.Module, mask_key: str | None = None, *, progress: bool = True) -> nn.Module: ...
+def read(path: Source, model: nn.Module, mask_key: str | None = None, *, progress: bool = True) -> nn.Module:
+    """With a model, the model filled."""
+
+
 def read(
     path: Source, model: nn.Module | None = None, mask_key: str | None = None, *, progress: bool = True
 ) -> dict[str, Tensor] | nn.Module:

@@ -8,10 +8,10 @@ refused by its name. Each instruction allocates no more than a small multiple of
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import IO, Any
 
-from ajour.importers.pickled_names import NAMES, Name, UnreadableError
+from ajour.importers.pickled_names import NAMES, Name, UnreadableError, plain_key
 
 _MARK = object()
 
@@ -88,7 +88,7 @@ class _Machine:
         if len(items) % 2:
             raise DamagedError("a key has no value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[plain_key(key)] = value
 
     def call(self) -> None:
         arguments, name = self.pop(), self.pop()
@@ -128,13 +128,6 @@ class _Machine:
         self.stack.append(NAMES[text])
 
 
-def _key(key: Any) -> Hashable:
-    # a tuple's hash walks all that is in it, which a few instructions can make endless
-    if not isinstance(key, str | int | float | bytes | None.__class__):
-        raise DamagedError(f"a {type(key).__name__} is the key of a dict")
-    return key
-
-
 def _text(data: bytes) -> str:
     return data.decode("utf-8")
 
@@ -164,7 +157,7 @@ def _set_items(m: _Machine) -> None:
 
 
 def _add_items(m: _Machine) -> None:
-    items = [_key(item) for item in m.marked()]
+    items = [plain_key(item) for item in m.marked()]
     m.top(set).update(items)
 
 
@@ -235,7 +228,7 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"t": lambda m: m.stack.append(tuple(m.marked())),
     b"l": lambda m: m.stack.append(m.marked()), b"d": _new_dict,
     b"a": _append, b"e": _appends, b"s": _set_item, b"u": _set_items, b"\x90": _add_items,
-    b"\x91": lambda m: m.stack.append(frozenset(map(_key, m.marked()))),
+    b"\x91": lambda m: m.stack.append(frozenset(map(plain_key, m.marked()))),
     b"h": lambda m: m.get(m.number(1)), b"j": lambda m: m.get(m.number(4)),
     b"q": lambda m: m.put(m.number(1)), b"r": lambda m: m.put(m.number(4)), b"\x94": lambda m: m.put(len(m.memo)),
     b"c": lambda m: m.name(m.line(), m.line()), b"\x93": _stack_global,
