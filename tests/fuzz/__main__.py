@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-CHUNK = 2000  # cases for one process: short enough that a leak shows up as a number of a case
+from tests.fuzz.worker import LINE
+
+CHUNK = 20000  # cases for one process, which takes seconds to start
 
 
 @dataclass
@@ -44,9 +46,12 @@ class Campaign:
 
     def run(self, first: int, end: int) -> int:
         """Where to go on: after the chunk, or after the case that ended its process."""
-        with tempfile.NamedTemporaryFile("r", prefix="ajour-fuzz-") as state:
+        with tempfile.NamedTemporaryFile("w+", prefix="ajour-fuzz-") as state:
+            state.write(" " * LINE)
+            state.flush()
             command = [sys.executable, "-m", "tests.fuzz.worker", str(first), str(end), state.name]
             done = subprocess.run(command, capture_output=True, text=True)
+            state.seek(0)
             line = state.read().split()
         reached = end if done.returncode == 0 else int(line[0]) + 1 if line else end
         with self.lock:
@@ -57,7 +62,7 @@ class Campaign:
                 said = (done.stdout + done.stderr).strip()[-3000:]
                 self.findings.append(f"case {' '.join(line)}, exit status {done.returncode}:\n{said}")
                 print(self.findings[-1], flush=True)
-            if reached % (CHUNK * 25) == 0:
+            if reached % (CHUNK * 5) == 0:
                 print(f"{self.done} files, {len(self.findings)} findings", flush=True)
         return reached
 
