@@ -1,7 +1,7 @@
 """`python -m benchmarks.reading`: how much memory reading a sharded checkpoint takes, beside its result and a shard.
 
-Writes checkpoints of its own (2 GB in 8 shards: plain zeros, weights with masks, packed 2:4 weights, torch files), reads
-each in a fresh process, and compares the peak of resident memory with what is promised: the result plus one shard.
+Writes checkpoints of its own (2 GB in 8 shards: plain zeros, weights with masks, packed 2:4 weights, torch files),
+reads each in a fresh process, and compares the peak of resident memory with what is promised: the result and a shard.
 """
 
 from __future__ import annotations

@@ -67,11 +67,7 @@ def test_mutations_are_the_same_in_every_run() -> None:
 
 
 def test_the_first_cases_find_nothing() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--files", "2000", "--workers", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tests.fuzz", "--files", "2000", "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("2000 files, ")
