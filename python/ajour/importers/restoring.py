@@ -119,8 +119,11 @@ def _applied(checkpoint: Checkpoint, place: Place, tool: str) -> Stored:
 
 def _read(tensors: Mapping[str, Tensor], place: Place) -> Tensor:
     weight = tensors[place.weight]
-    for mask in place.masks:
-        weight = masked(weight, check_mask(tensors[mask], mask, place.weight))
+    for name in place.masks:
+        mask = tensors[name]
+        if mask.shape != weight.shape:
+            raise FileError(f"{name} is {tuple(mask.shape)}, the {place.weight} that it is for {tuple(weight.shape)}")
+        weight = masked(weight, check_mask(mask, name, place.weight))
     return weight
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ajour.formats.nm import NMMatrix
 from ajour.ops.dense import dense_kernels
 from ajour.ops.library import define_linear
-from ajour.ops.nm_linear import cusparselt_kernel, decode_kernel, native_kernel, reference
+from ajour.ops.nm_linear import cusparselt_kernel, decode_kernel, native_kernel, reference, sm90_kernel
 from ajour.ops.triton_door import triton_kernel
 
 KERNELS = (
     decode_kernel.KERNEL,
+    sm90_kernel.KERNEL,
     cusparselt_kernel.KERNEL,
     native_kernel.KERNEL,
     native_kernel.EXPANDED,
