@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ajour.formats.matrix import DTYPES
-from ajour.masks import PRODUCERS, is_prune_hook, read_bias
+from ajour.importers import live, modelopt
+from ajour.importers.live import read_bias
+from ajour.importers.torch_prune import is_prune_hook
 
-_MASKED = {"weight_orig", "bias_orig", "bias_mask", "parametrizations", *(p.mask for p in PRODUCERS)}
-_KNOWN_PARTS = {"weight", "bias"} | _MASKED
+_KNOWN_PARTS = {"weight", "bias"} | live.PARTS
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -46,7 +47,8 @@ def _own_methods(module: nn.Module) -> list[str]:
     if is_conv1d(module) or hasattr(module, "parametrizations"):
         return []
     classes = type(module).__mro__[: type(module).__mro__.index(nn.Linear)]
-    return [name for kind in classes for name in vars(kind) if not name.startswith("__")]
+    own = [kind for kind in classes if not modelopt.is_sparse_class(kind, module)]
+    return [name for kind in own for name in vars(kind) if not name.startswith("__")]
 
 
 def _wrapped_reason(name: str) -> str | None:

@@ -12,15 +12,16 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ajour.importers import nncf, torch_prune
+from ajour.importers.live import Rooted, model_masks, read_bias, read_weight
+from ajour.importers.weights import SMALLEST_SIDE
 from ajour.layer_reasons import is_conv1d, is_plain, kind_and_reason, why_not
-from ajour.masks import PRUNE, nncf_masks, read_bias, read_pruned, read_weight
 from ajour.terms.errors import ConversionError
 from ajour.terms.row_table import parse_row_table
 
 __all__ = ["ON_META", "SMALLEST_SIDE", "Layer", "find_layers", "is_conv1d", "is_converted"]
 
 ON_META = "its weight is on the meta device; load its values first"  # the last of all reasons: there is no other
-SMALLEST_SIDE = 16  # bare parameters with a smaller side (positions, scales, classifiers' tokens) are no layers
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def find_layers(model: nn.Module) -> list[Layer]:
     """Every layer in module order, those that can't be converted with the reason; the model is left as it is."""
     modules = dict(model.named_modules(remove_duplicate=False))
     twins = _twins(model)
-    masks = nncf_masks(model)
+    masks = model_masks(model)
     layers: list[Layer] = []
     for name, module in modules.items():
-        if "parametrizations" in name.split(".") or name.split(".")[0] == "__nncf_hooks":
+        if "parametrizations" in name.split(".") or name.split(".")[0] == nncf.STORAGE:
             continue
         if is_converted(module):
             layers.append(_converted(name, module))
@@ -112,7 +113,7 @@ def _converted(name: str, module: nn.Module) -> Layer:
 
 
 def _linear(
-    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], nncf_mask: Tensor | None
+    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], rooted: Rooted | None
 ) -> Layer:
     conv1d = is_conv1d(module)
     kind = "Conv1D" if conv1d else "Linear" if is_plain(module) else type(module).__name__
@@ -122,7 +123,7 @@ def _linear(
         lazy = (int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0)))
         unready = "its weight is not initialized yet; run the model once on an example"
         return Layer(name, module, kind, lazy, stored.dtype, stored.device, unready)
-    found = read_weight(module, nncf_mask)
+    found = read_weight(module, rooted)
     weight = found.weight if found.weight is not None else _any_parameter(module)
     shape = tuple(weight.shape[::-1] if conv1d else weight.shape)
     if found.weight is None:
@@ -131,7 +132,7 @@ def _linear(
     reason = reason or (ON_META if weight.is_meta else None)
 
     def read() -> Tensor:
-        again = read_weight(module, nncf_mask).weight
+        again = read_weight(module, rooted).weight
         assert again is not None
         return again.t().contiguous() if conv1d else again
 
@@ -146,7 +147,7 @@ def _any_parameter(module: nn.Module) -> Tensor:
     return next(sized, torch.empty(0, 0, device="meta")).detach()
 
 
-def _convolution(name: str, module: _ConvNd, nncf_mask: Tensor | None) -> Layer:
+def _convolution(name: str, module: _ConvNd, rooted: Rooted | None) -> Layer:
     """A convolution of any size, read with its mask as a linear layer is: its zeros should not go unmentioned."""
     kind = type(module).__name__
     reason = f"{kind} is a convolution; only linear layers are converted"
@@ -157,10 +158,10 @@ def _convolution(name: str, module: _ConvNd, nncf_mask: Tensor | None) -> Layer:
     if stored is None or is_lazy(stored):
         some = torch.empty(0, device="meta") if stored is None else stored
         return Layer(name, module, kind, shape, some.dtype, some.device, reason)
-    found = read_weight(module, nncf_mask)
+    found = read_weight(module, rooted)
 
     def read() -> Tensor:
-        again = read_weight(module, nncf_mask).weight
+        again = read_weight(module, rooted).weight
         assert again is not None
         return again.flatten(1)
 
@@ -181,10 +182,10 @@ def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
         if min(p.shape[-2:]) < SMALLEST_SIDE and not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             continue
         full = name if leaf == "weight" else _join(name, leaf)
-        source = None if read_pruned(module, leaf) is None else PRUNE.name
+        source = None if torch_prune.read_pruned(module, leaf) is None else torch_prune.NAME
 
         def read(p: Tensor = p, leaf: str = leaf) -> Tensor:
-            pruned = read_pruned(module, leaf)
+            pruned = torch_prune.read_pruned(module, leaf)
             return (p.detach() if pruned is None else pruned).flatten(0, -2)
 
         yield Layer(full, module, kind, tuple(p.shape), p.dtype, p.device, reason, source, None if p.is_meta else read)

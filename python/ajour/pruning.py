@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ajour.importers.torch_prune import is_prune_hook
 from ajour.layer_choice import LayerChoice, choose_layers, stored_parameter
 from ajour.layers import Layer, find_layers, is_conv1d
 from ajour.magnitude import keep_largest, magnitudes
-from ajour.masks import is_prune_hook
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import NM, Block, Dense, Pattern
 

@@ -34,6 +34,29 @@ def refuse(config: Mapping[str, Any], where: str) -> None:
         )
 
 
+def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
+    """Raises FileError for a checkpoint whose numbers are codes, not weights."""
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, Mapping):
+        method = quantization.get("quant_method")
+        if quantization.get("config_groups") or method not in (None, "compressed-tensors"):
+            raise FileError(
+                f"{where} is quantized ({str(method)[:40]}), which is not supported; read the model it was made of"
+            )
+
+
+def refuse_names(names: Mapping[str, object], where: str) -> None:
+    """The same by what a file holds, for one that comes without its config.json."""
+    for name in names:
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "meta" and f"{layer}.weight_packed" in names:
+            raise FileError(
+                f"{where}: {layer!r} is of marlin-24 (4-bit and 2:4 packed together), which is not supported"
+            )
+        if leaf == "compressed" and any(f"{path}_scale" in names for path in (layer, f"{layer}.weight")):
+            raise FileError(f"{where}: {layer!r} is both sparse and quantized (it has a scale), which is not supported")
+
+
 def compressed_layers(names: Mapping[str, object]) -> dict[str, dict[str, str]]:
     """layer -> part -> tensor's name, for both layouts of keys: `P.compressed` and the older `P.weight.compressed`."""
     found: dict[str, dict[str, str]] = {}
@@ -45,19 +68,26 @@ def compressed_layers(names: Mapping[str, object]) -> dict[str, dict[str, str]]:
     return found
 
 
-def decompress(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str]) -> Tensor:
-    """The dense weight [n, k] of one layer; raises FileError, naming the tensor, if its parts don't agree."""
+def sizes(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str]) -> tuple[int, int]:
+    """(n, k) of one layer; raises FileError if a part is missing or they are no sizes."""
     for part in PARTS[:3]:
         if part not in parts:
             raise FileError(f"layer {layer!r}: {part} is missing; a compressed weight has {', '.join(PARTS[:3])}")
-    values, bits, shape = (tensors[parts[part]] for part in PARTS[:3])
-    sides = shape.flatten().tolist()
-    if len(sides) != 2 or shape.is_floating_point() or min(sides) < 0 or max(sides) >= 2**31:
+    shape = tensors[parts["shape"]]
+    sides = shape.flatten()[:3].tolist()
+    if len(sides) != 2 or shape.is_floating_point() or shape.is_complex() or min(sides) < 0 or max(sides) >= 2**31:
         raise FileError(f"{parts['shape']}: expected two sizes, found {sides}")
-    n, k = sides
+    return int(sides[0]), int(sides[1])
+
+
+def decompress(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str]) -> Tensor:
+    """The dense weight [n, k] of one layer; raises FileError, naming the tensor, if its parts don't agree."""
+    n, k = sizes(tensors, layer, parts)
+    values, bits = tensors[parts["compressed"]], tensors[parts["bitmask"]]
     if bits.dtype != torch.uint8 or tuple(bits.shape) != (n, -(-k // 8)):
         raise FileError(f"{parts['bitmask']}: expected uint8 {(n, -(-k // 8))}, found {bits.dtype} {tuple(bits.shape)}")
-    live = ((bits.unsqueeze(-1) >> torch.arange(8)) & 1).view(n, -1) != 0
+    bits = torch.stack([(bits >> place) & 1 for place in range(8)], dim=-1)  # little bit order along a row
+    live = bits.view(torch.bool).view(n, -(-k // 8) * 8)
     if bool(live[:, k:].any()):
         raise FileError(f"{parts['bitmask']}: a bit is set beyond the {n}x{k} weight")
     live = live[:, :k]

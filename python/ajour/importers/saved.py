@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ajour.formats import SparseMatrix
-from ajour.importers.checkpoint import open_safetensors
+from ajour.importers.safetensors_file import open_safetensors
 from ajour.ops import LINEAR_OPS
 from ajour.terms.errors import FileError, FormatError
 from ajour.terms.pattern import parse_pattern

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ajour.diagnosis import import_failure
-from ajour.importers import open_checkpoint
+from ajour.importers import read
 from ajour.integrations.foreign import Foreign, one_line
 from ajour.planning.plan import Plan
 from ajour.terms.errors import FileError, MachineError, PlanError, UnknownModelError
@@ -66,7 +66,7 @@ def _from_folder(folder: Path) -> nn.Module:
             f"a Hugging Face folder needs transformers, and the one here is broken ({failure}); "
             "repair it with: pip install --force-reinstall transformers"
         )
-    open_checkpoint(folder)  # a damaged file is refused before transformers reads it, by a sentence that names it
+    state = read(folder)  # by ajour's readers: masks applied, packed weights unpacked, what is damaged refused by name
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
@@ -74,24 +74,26 @@ def _from_folder(folder: Path) -> nn.Module:
     transformers.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = _architecture(folder, config.architectures)
-        model, read = kind.from_pretrained(
-            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        config.__dict__.pop("quantization_config", None)  # transformers has no reader for what ajour has just unpacked
+        kind = _architecture(folder, config)
+        model, found = kind.from_pretrained(
+            None, config=config, state_dict=state, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except ImportError as error:
         raise MachineError(f"{folder} needs a package that is missing: {one_line(error)}") from None
     except (*_DAMAGED, StrictDataclassError) as error:
         raise FileError(f"{folder} is no model that transformers can load: {one_line(error)}") from None
-    _check_whole(folder, model, read)
+    _check_whole(folder, model, found)
     return model  # type: ignore[no-any-return]
 
 
-def _architecture(folder: Path, names: list[str] | None) -> Any:
+def _architecture(folder: Path, config: Any) -> Any:
     """The class that config.json names; AutoModel where it names none."""
     import transformers
 
+    names = config.architectures
     if not names:
-        return transformers.AutoModel
+        return transformers.MODEL_MAPPING[type(config)]
     kind = getattr(transformers, names[0], None)
     if not hasattr(kind, "from_pretrained"):
         raise FileError(
@@ -101,12 +103,12 @@ def _architecture(folder: Path, names: list[str] | None) -> Any:
     return kind
 
 
-def _check_whole(folder: Path, model: nn.Module, read: dict[str, Any]) -> None:
+def _check_whole(folder: Path, model: nn.Module, found: dict[str, Any]) -> None:
     """Refuses a model some of whose weights transformers has made up."""
-    other = sorted(name for name, *_ in read["mismatched_keys"])
+    other = sorted(name for name, *_ in found["mismatched_keys"])
     if other:
         raise FileError(f"{folder}: {other[0]} has another shape than config.json asks for ({len(other)} such tensors)")
-    if lost := sorted(read["missing_keys"]):
+    if lost := sorted(found["missing_keys"]):
         raise FileError(
             f"{folder} lacks {len(lost)} of the tensors that {type(model).__name__} has, such as {lost[0]}; "
             "save the whole model with save_pretrained"

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ajour.importers.torch_prune import is_prune_hook
 from ajour.layer_choice import LayerChoice, choose_layers, stored_parameter
 from ajour.layers import Layer, find_layers, is_conv1d, is_converted
 from ajour.magnitude import keep_largest, magnitudes
-from ajour.masks import is_prune_hook
 from ajour.terms.errors import FileError, PatternError
 from ajour.terms.pattern import NM, Dense, Pattern
 from ajour.train.mask import Mask

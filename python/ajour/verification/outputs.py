@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ajour.importers.torch_prune import is_prune_hook
 from ajour.layers import Layer
-from ajour.masks import is_prune_hook
 from ajour.ops import DENSE_LINEAR
 from ajour.planning.rows import call, untouched
 from ajour.terms.errors import AjourError, VerificationError
