@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
+from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix, SplitMatrix
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
 
 
@@ -31,7 +31,7 @@ def keep_mask(pattern: Pattern, n: int, k: int, density: float = 0.4, skew: bool
 
 
 def matrix_of(w: Tensor, pattern: Pattern) -> SparseMatrix:
-    """The matrix of the format that holds the pattern."""
+    """The matrix of the format that holds the pattern; of two that hold zeros anywhere, the bitmap."""
     kinds: dict[type, type[SparseMatrix]] = {
         NM: NMMatrix,
         Block: BlockMatrix,
@@ -44,6 +44,8 @@ def matrix_of(w: Tensor, pattern: Pattern) -> SparseMatrix:
 def stored_places(matrix: SparseMatrix) -> Tensor:
     """bool [n, k]: the places whose product counts, by the definition of each format: explicit zeros of it too."""
     n, k = matrix.shape
+    if isinstance(matrix, SplitMatrix):
+        return stored_places(matrix.pairs()) | stored_places(matrix.rest())
     if isinstance(matrix, NMMatrix):
         assert isinstance(matrix.pattern, NM)
         groups = -(-k // matrix.pattern.group)

@@ -79,10 +79,13 @@ def _plan(saved: Saved, plan: Any, places: list[Place]) -> Plan | None:
             raise PlanError(f"{wanted}{refusal}; give load a plan= made here, or plan=an example to plan anew")
     for place in places:
         choice = chosen[place.layer.name]
-        if (choice.op, choice.stored) != (place.saved.op, place.saved.matrix.pattern):
+        held = place.saved
+        if (choice.op, choice.stored) != (held.op, held.matrix.pattern):
+            same = choice.stored == held.matrix.pattern  # in two formats
+            mine, theirs = (choice.op, held.op) if same else (choice.stored or "dense", held.matrix.pattern)
             raise PlanError(
-                f"layer {place.layer.name!r}: the plan stores it as {choice.stored or 'dense'}, {saved.path} as "
-                f"{place.saved.matrix.pattern}; plan for the model in the file"
+                f"layer {place.layer.name!r}: the plan stores it as {mine}, {saved.path} as {theirs}; plan for the "
+                "model in the file"
             )
     return chosen
 
