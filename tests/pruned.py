@@ -12,6 +12,14 @@ from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, Spar
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
 
 
+@dataclass(frozen=True)
+class Split(Unstructured):
+    """Zeros anywhere, for a matrix in two parts."""
+
+    def __str__(self) -> str:
+        return "split"
+
+
 def keep_mask(pattern: Pattern, n: int, k: int, density: float = 0.4, skew: bool = False) -> Tensor:
     """bool [n, k]: where a weight pruned to the pattern is not zero. `skew` packs most of it into few rows."""
     rows = torch.rand(n, 1) ** 4 * min(1.0, 4 * density) if skew else torch.full((n, 1), density)
@@ -31,11 +39,12 @@ def keep_mask(pattern: Pattern, n: int, k: int, density: float = 0.4, skew: bool
 
 
 def matrix_of(w: Tensor, pattern: Pattern) -> SparseMatrix:
-    """The matrix of the format that holds the pattern; of two that hold zeros anywhere, the bitmap."""
+    """The matrix of the format that holds the pattern."""
     kinds: dict[type, type[SparseMatrix]] = {
         NM: NMMatrix,
         Block: BlockMatrix,
         Unstructured: BitmapMatrix,
+        Split: SplitMatrix,
         Dense: DenseMatrix,
     }
     return kinds[type(pattern)].from_dense(w, pattern)
