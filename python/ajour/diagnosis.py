@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ajour import _native
-from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
+from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix, SplitMatrix
 from ajour.ops import BLOCK_SDDMM, LINEAR_OPS
 from ajour.ops.functional import linear, problem_of
 from ajour.ops.library import LinearOp
@@ -26,7 +26,7 @@ from ajour.ops.masked_update.op import MASKED_ADAMW, MASKED_SGD
 from ajour.ops.masked_update.update import STATES, Slice, Update, UpdateKernel, chunk_offsets
 from ajour.planning.correctness import Oracle
 from ajour.planning.measuring import FAILURES
-from ajour.terms.pattern import NM, Block, Dense, Unstructured
+from ajour.terms.pattern import NM, Block
 from ajour.terms.row_table import make_row_table
 from ajour.train import Mask
 
@@ -193,7 +193,7 @@ def _matrices() -> list[SparseMatrix]:
     for dtype in TESTED:
         made += [
             NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)), BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
-            BitmapMatrix.from_dense(scattered.to(dtype), Unstructured()), DenseMatrix.from_dense(w.to(dtype), Dense()),
+            BitmapMatrix.from_dense(s := scattered.to(dtype)), SplitMatrix.from_dense(s), DenseMatrix.from_dense(w.to(dtype)),
         ]  # fmt: skip
     return made
 
