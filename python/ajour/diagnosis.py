@@ -26,7 +26,7 @@ from ajour.ops.masked_update.op import MASKED_ADAMW, MASKED_SGD
 from ajour.ops.masked_update.update import STATES, Slice, Update, UpdateKernel, chunk_offsets
 from ajour.planning.correctness import Oracle
 from ajour.planning.measuring import FAILURES
-from ajour.terms.pattern import NM, Block
+from ajour.terms.pattern import NM, Block, Unstructured
 from ajour.terms.row_table import make_row_table
 from ajour.train import Mask
 
@@ -192,9 +192,11 @@ def _matrices() -> list[SparseMatrix]:
     made: list[SparseMatrix] = []
     for dtype in TESTED:
         made += [
-            NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)), BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
-            BitmapMatrix.from_dense(s := scattered.to(dtype)), SplitMatrix.from_dense(s), DenseMatrix.from_dense(w.to(dtype)),
-        ]  # fmt: skip
+            NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)),
+            BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
+        ]
+        made += [kind.from_dense(scattered.to(dtype), Unstructured()) for kind in (BitmapMatrix, SplitMatrix)]
+        made.append(DenseMatrix.from_dense(w.to(dtype)))
     return made
 
 
