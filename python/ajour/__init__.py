@@ -7,6 +7,7 @@ from ajour.io import load, save
 from ajour.ops.functional import linear
 from ajour.planning.plan import Plan
 from ajour.planning.planner import plan
+from ajour.projection import project
 from ajour.pruning import prune
 from ajour.roofline import limits
 from ajour.terms import errors
@@ -15,6 +16,6 @@ from ajour.terms.pattern import NM, Block, Dense, Unstructured
 from ajour.verification import verify
 
 __all__ = [
-    "inspect", "plan", "convert", "revert", "save", "load", "verify", "limits", "prune", "linear",
+    "inspect", "plan", "convert", "revert", "save", "load", "verify", "limits", "prune", "project", "linear",
     "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "train", "AjourError", "errors",
 ]  # fmt: skip

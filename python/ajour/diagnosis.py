@@ -191,11 +191,9 @@ def _matrices() -> list[SparseMatrix]:
     scattered = w * (torch.rand(SIDE, SIDE, generator=generator) < 0.3)
     made: list[SparseMatrix] = []
     for dtype in TESTED:
-        made += [
-            NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)),
-            BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
-        ]
         made += [kind.from_dense(scattered.to(dtype), Unstructured()) for kind in (BitmapMatrix, SplitMatrix)]
+        made.append(NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)))
+        made.append(BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)))
         made.append(DenseMatrix.from_dense(w.to(dtype)))
     return made
 
