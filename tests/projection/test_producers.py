@@ -44,8 +44,55 @@ def test_a_sequential_whose_parts_are_called_elsewhere_proves_nothing() -> None:
     assert find_producers(Indexed()) == {}
 
 
+class Feed(nn.Module):
+    """As models write it, line by line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(8, 16), nn.functional.gelu, nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        x = self.act(x)
+        x = self.down(x)
+        return x
+
+
+class InOneLine(Feed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.up(x))) + x
+
+
+class SeenElsewhere(Feed):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.up(x))
+        y = self.down(h)
+        return y + h.sum()
+
+
+class Mixed(Feed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.up(x)).flip(-1))
+
+
+class Watched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed = Feed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feed(x) + self.feed.up(x).sum()
+
+
+def test_what_the_source_of_a_class_proves() -> None:
+    assert find_producers(Feed()) == find_producers(InOneLine()) == {"down": "up"}
+    assert find_producers(nn.ModuleList([Feed()])) == {"0.down": "0.up"}
+    for unproven in (SeenElsewhere(), Mixed(), Watched()):
+        assert find_producers(unproven) == {}
+
+
 def test_torch_transformer_layers_are_known() -> None:
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 2)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
     found = find_producers(encoder)
     assert found == {f"layers.{i}.linear2": f"layers.{i}.linear1" for i in range(2)}
     odd = nn.TransformerEncoderLayer(16, 2, 32, activation=lambda x: torch.softmax(x, -1))
