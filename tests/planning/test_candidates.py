@@ -123,8 +123,8 @@ def test_a_split_is_tried_where_its_bytes_and_values_let_it_win() -> None:
 
 def test_a_split_is_timed_for_a_few_rows_alone() -> None:
     form = Form(Unstructured(), split=True)
-    (only,), refused = candidates(form, detect(_scattered(0.5)), (1, 4, 64, 65, 512), "cpu", None, False)
-    assert (form.op.name, only.kernel, only.rows, refused) == ("split_linear", "cpu", (4, 64), [])
+    (only,), refused = candidates(form, detect(_scattered(0.5)), (1, 2, 4, 32, 64, 512), "cpu", None, False)
+    assert (form.op.name, only.kernel, only.rows, refused) == ("split_linear", "cpu", (4, 32), [])
     assert str(form) == "unstructured, split"
 
 
