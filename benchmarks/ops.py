@@ -13,7 +13,7 @@ from torch import Tensor
 from ajour.detect import detect
 from ajour.formats.e4m3 import EXPONENTS
 from ajour.ops.prepare import prepare
-from ajour.planning.candidates import Form, candidates
+from ajour.planning.candidates import Candidate, Form, candidates
 from ajour.planning.device import last_level_cache
 from ajour.planning.measuring import Built, Subject, build, copies
 from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, cpu_timer
@@ -103,7 +103,7 @@ def _shape(
         work = Work(matrix.nbytes, matrix.values.numel())
         sparse = [(each, copies(each.packed, _count(settings, each.nbytes))) for each in built]
         peers = _peers(settings, subject.w, case) if settings.peers else []
-        held = Held(weights, packed, sparse, peers, _packing_times(matrix, built, settings), refused)
+        held = Held(weights, packed, sparse, peers, _packing_times(subject.w, built, settings), refused)
         for m in rows:
             for mode in settings.modes:
                 cell = Cell(
@@ -131,24 +131,26 @@ def _scaled(
 def _built(settings: Settings, subject: Subject, case: Case, rows: Sequence[int]) -> tuple[list[Built], list[str]]:
     """Every kernel and configuration that takes the case at some of the rows; and what failed to pack."""
     capability = torch.cuda.get_device_capability(settings.device) if settings.device.type == "cuda" else None
-    found = detect(subject.w)
-    taken, _ = candidates(Form(case.pattern), found, rows, settings.device.type, capability, False)
+    found, taken = detect(subject.w), []
+    for form in case.forms(settings.device.type):
+        taken += candidates(form, found, rows, settings.device.type, capability, False)[0]
     refused: list[str] = []
     return build(subject.w, taken, refused.append), refused
 
 
-def _packing_times(matrix: object, built: Sequence[Built], settings: Settings) -> dict[tuple[str, str], float]:
-    """µs of packing the canonical form anew, for each kernel and configuration; nothing for the largest weights."""
-    times = {}
-    for each in built:
-        candidate, shape = each.candidate, matrix.shape  # type: ignore[attr-defined]
-        if settings.smoke or shape[0] * shape[1] > PACKED_ONCE_MORE:
-            continue
+def _packing_times(w: Tensor, built: Sequence[Built], settings: Settings) -> dict[Candidate, float]:
+    """µs of packing the canonical form anew, for each candidate; nothing for the largest weights."""
+    times: dict[Candidate, float] = {}
+    if settings.smoke or w.numel() > PACKED_ONCE_MORE:
+        return times
+    forms = dict.fromkeys(each.candidate.form for each in built)
+    matrices = {form: form.op.matrix.from_dense(w, form.pattern) for form in forms}
+    for candidate in (each.candidate for each in built):
         start = time.perf_counter()
-        prepare(candidate.form.op, matrix, [(None, candidate.kernel, candidate.config)])  # type: ignore[arg-type]
+        prepare(candidate.form.op, matrices[candidate.form], [(None, candidate.kernel, candidate.config)])
         if settings.device.type == "cuda":
             torch.cuda.synchronize(settings.device)
-        times[candidate.kernel, candidate.config] = round((time.perf_counter() - start) * 1e6, 1)
+        times[candidate] = round((time.perf_counter() - start) * 1e6, 1)
     return times
 
 

@@ -8,6 +8,7 @@ from ajour.io import load, save
 from ajour.ops.functional import linear
 from ajour.planning.plan import Plan
 from ajour.planning.planner import plan
+from ajour.projection import project
 from ajour.pruning import prune
 from ajour.quantization import quantize
 from ajour.roofline import limits
@@ -17,6 +18,7 @@ from ajour.terms.pattern import NM, Block, Dense, Unstructured
 from ajour.verification import verify
 
 __all__ = [
-    "inspect", "read", "plan", "convert", "revert", "save", "load", "verify", "limits", "prune", "quantize", "linear",
+    "inspect", "read", "project", "plan", "convert", "revert",
+    "save", "load", "verify", "limits", "prune", "quantize", "linear",
     "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "train", "AjourError", "errors",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ from ajour.integrations.bare_weights import load_layers
 from ajour.integrations.examples import intake, label, make_example, make_several
 from ajour.integrations.loading import load_model, read_plan
 from ajour.terms.errors import AjourError, MachineError, UnknownModelError
+from ajour.terms.pattern import parse_pattern
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Pruned PyTorch models, run fast, exactly and honestly."
@@ -131,6 +132,27 @@ def limits(
         model, shape, counts, dtype, "cpu" if isinstance(where, str) else device, run=shape is not None or not counts
     )
     _show(ajour.limits(loaded, examples, where, rows=counts), as_json)
+
+
+@app.command()
+def project(
+    model: Model,
+    pattern: Annotated[str, typer.Argument(help="2:4, unstructured, or 'block 16x16'")],
+    output: Annotated[
+        Path | None, typer.Option("-o", callback=_output, help="apply it, and save the model there")
+    ] = None,
+    shape: Shape = None,
+    lose: Annotated[float | None, typer.Option(help="share of energy that blocks may lose; default: 0.01")] = None,
+    permute: Annotated[bool, typer.Option(help="look for an order of in features that loses less")] = False,
+    as_json: Json = False,
+) -> None:
+    """What fitting a pattern would cost each layer; with a shape, each output too. Changes nothing without -o."""
+    wanted, loaded = _asked(parse_pattern, pattern), load_model(model)
+    examples = None if shape is None else list(_examples(loaded, shape).values())
+    report = ajour.project(loaded, wanted, examples, lose=lose, permute=permute)
+    _show(report, as_json)
+    if output is not None:
+        ajour.save(report.apply(loaded), output)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import torch
 
 from ajour.diagnosis.findings import Finding
 from ajour.diagnosis.self_test import Case, self_test
-from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, ScaledNMMatrix, SparseMatrix
+from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, ScaledNMMatrix, SparseMatrix, SplitMatrix
 from ajour.formats.e4m3 import rounded
 from ajour.ops import BLOCK_SDDMM, LINEAR_OPS
 from ajour.ops.functional import linear, problem_of
@@ -46,6 +46,7 @@ def _matrices() -> list[SparseMatrix]:
         made += [
             NMMatrix.from_dense(pairs.to(dtype), NM(2, 4)), BlockMatrix.from_dense(blocks.to(dtype), Block(32, 32)),
             BitmapMatrix.from_dense(scattered.to(dtype), Unstructured()), DenseMatrix.from_dense(w.to(dtype), Dense()),
+            SplitMatrix.from_dense(scattered.to(dtype), Unstructured()),
         ]  # fmt: skip
     return [*made, *(ScaledNMMatrix.quantize(pairs.to(dtype)) for dtype in TESTED[1:])]
 

@@ -15,6 +15,7 @@ from ajour.ops.dense import apply_activation
 from ajour.ops.library import LinearOp
 from ajour.ops.nm_linear import reference as nm_reference
 from ajour.ops.scaled_nm_linear import reference as scaled_nm_reference
+from ajour.ops.split_linear import reference as split_reference
 from ajour.terms.errors import KernelError
 from ajour.terms.row_table import RowEntry, RowTable, parse_row_table
 
@@ -23,6 +24,7 @@ EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = 
     "nm_linear": nm_reference.expand,
     "block_linear": block_reference.expand,
     "bitmap_linear": bitmap_reference.expand,
+    "split_linear": split_reference.expand,
     "dense_linear": lambda tensors, pattern, shape: tensors[0],
     "scaled_nm_linear": scaled_nm_reference.expand,
 }
@@ -30,6 +32,7 @@ EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = 
 COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
     "nm_linear": nm_reference.collect,
     "bitmap_linear": bitmap_reference.collect,
+    "split_linear": split_reference.collect,
     "dense_linear": lambda dw, tensors, pattern: dw,
 }
 # ops with products of their own for dx and for the gradient of the values (block_gradients.py)

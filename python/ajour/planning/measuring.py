@@ -182,7 +182,7 @@ def build(w: Tensor, candidates: Sequence[Candidate], refuse: Callable[[str], No
         try:
             matrix = form.op.matrix.from_dense(w, form.pattern)
         except FAILURES as error:
-            refuse(f"{form.pattern}: {error}")
+            refuse(f"{form}: {error}")
             continue
         for candidate in candidates:
             if candidate.form != form:
@@ -192,7 +192,7 @@ def build(w: Tensor, candidates: Sequence[Candidate], refuse: Callable[[str], No
             try:
                 packed, table = prepare(form.op, matrix, [(None, candidate.kernel, candidate.config)])
             except FAILURES as error:
-                refuse(f"{form.pattern}, {candidate.kernel}: {error}")
+                refuse(f"{form}, {candidate.kernel}: {error}")
                 continue
             built.append(Built(candidate, shared.setdefault(key, packed), table))
     return built
@@ -205,7 +205,7 @@ def refute(
     chosen = [
         c
         for c in candidates
-        if c.form.pattern == decision.stored
+        if (c.form.op.name, c.form.pattern) == (decision.op, decision.stored)
         and any((c.kernel, c.config) == (entry.kernel, entry.config) for entry in decision.kernels)
     ]
     refused: list[str] = []
@@ -226,7 +226,7 @@ def refute(
 def why_wrong(built: Built, x: Tensor, bias: Tensor | None, oracle: Oracle) -> str | None:
     """None if the candidate's answer is right by the error rule, else what is wrong with it."""
     candidate = built.candidate
-    name = f"{candidate.form.pattern}, {candidate.kernel} {candidate.config}".rstrip()
+    name = f"{candidate.form}, {candidate.kernel} {candidate.config}".rstrip()
     try:
         ratio = oracle.error_ratio(built.run(x, bias))
     except FAILURES as error:

@@ -203,8 +203,9 @@ class Planner:
                 return decision
             entry, reason = wrong
             self.notes[f"{subject.name}: {reason}"] = None
-            out = (decision.stored, entry.kernel, entry.config)
-            times = replace(times, sparse=tuple(t for t in times.sparse if (t.stored, t.kernel, t.config) != out))
+            out = (decision.op, decision.stored, entry.kernel, entry.config)
+            right = tuple(t for t in times.sparse if (t.op, t.stored, t.kernel, t.config) != out)
+            times = replace(times, sparse=right)
 
 
 def _nothing_sparse(found: Detection, tried: Sequence[Form], every: Sequence[Candidate], refused: Sequence[str]) -> str:

@@ -135,6 +135,8 @@ def _cells(choices: Sequence[Choice], place: int) -> list[Text]:
         what = Text(f"{entry.kernel} {entry.config}".rstrip(), style="green")
         if first.stored != first.pattern:
             what.append(f" as {first.stored}")
+        elif first.op == "split_linear":
+            what.append(" as 2:4 + rest")
     return [Text(str(m.rows)), what, *_gains([(c, place) for c in choices], len(choices), bool(what.style == "green"))]
 
 
