@@ -32,6 +32,7 @@ from ajour.cli_options import (
     PlanFile,
     PlanHtml,
     PlanOut,
+    ProjectedOut,
     Rows,
     Shape,
     Sizes,
@@ -138,16 +139,14 @@ def limits(
 def project(
     model: Model,
     pattern: Annotated[str, typer.Argument(help="2:4, unstructured, or 'block 16x16'")],
-    output: Annotated[
-        Path | None, typer.Option("-o", callback=_output, help="apply it, and save the model there")
-    ] = None,
+    output: ProjectedOut = None,
     shape: Shape = None,
     lose: Annotated[float | None, typer.Option(help="share of energy that blocks may lose; default: 0.01")] = None,
     permute: Annotated[bool, typer.Option(help="look for an order of in features that loses less")] = False,
     as_json: Json = False,
 ) -> None:
     """What fitting a pattern would cost each layer; with a shape, each output too. Changes nothing without -o."""
-    wanted, loaded = _asked(parse_pattern, pattern), load_model(model)
+    wanted, loaded = asked(parse_pattern, pattern), load_model(model)
     examples = None if shape is None else list(_examples(loaded, shape).values())
     report = ajour.project(loaded, wanted, examples, lose=lose, permute=permute)
     _show(report, as_json)

@@ -69,6 +69,9 @@ Html = Annotated[Path | None, typer.Option("--html", callback=_page, help="write
 PlanOut = Annotated[Path | None, typer.Option("-o", "--output", callback=_output, help="write the plan there, as JSON")]
 PlanHtml = Annotated[Path | None, typer.Option("--html", callback=_output, help="write the plan as a page there")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", callback=_plan_file, help="a plan made by `ajour plan -o`")]
+ProjectedOut = Annotated[
+    Path | None, typer.Option("-o", "--output", callback=_output, help="apply it, and save the model there")
+]
 ModelOut = Annotated[Path, typer.Option("-o", "--output", callback=_output, help="the safetensors file to write")]
 Converted = Annotated[Path, typer.Argument(callback=_converted_file, help="a file written by `ajour convert`")]
 DemoHtml = Annotated[
