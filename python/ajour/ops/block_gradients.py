@@ -6,6 +6,7 @@ and what it passes back is again a product of these three kinds: derivatives of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,11 @@ def sampled_table(kernels: str) -> tuple[int, str]:
 
 # what torch.compiler.assume_constant_result does, without importing torch._dynamo (1.5 s)
 sampled_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _sampled(kernels: str, dy: Tensor, x: Tensor, packed: Sequence[Tensor]) -> Tensor:
+    start, table = sampled_table(kernels)
+    return BLOCK_SDDMM.call(dy, x, list(packed[start + 1 : start + 1 + INDICES]), table)
 
 
 class _Forward(torch.autograd.Function):
@@ -81,8 +87,7 @@ class _Sampled(torch.autograd.Function):
     ) -> Tensor:
         ctx.kernels = kernels
         ctx.save_for_backward(dy, x, *packed)
-        start, table = sampled_table(kernels)
-        return BLOCK_SDDMM.call(dy, x, list(packed[start + 1 : start + 1 + INDICES]), table)
+        return _sampled(kernels, dy, x, packed)
 
     @staticmethod
     def backward(ctx: Any, dblocks: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -104,12 +109,16 @@ def _at(kernels: str, packed: list[Tensor], needs: Any, dy: Tensor, x: Tensor) -
 
 def input_gradient(kernels: str, dy: Tensor, packed: list[Tensor]) -> Tensor:
     """dx: [..., k] = dy: [..., n] @ w, for packed tensors and a row table of block_linear."""
+    if not torch.is_grad_enabled():  # no derivative of it is wanted: 5 us less (Zen 5, torch 2.13)
+        return TRANSPOSED(dy, packed, kernels)
     dx: Tensor = _Transposed.apply(kernels, dy, *packed)  # type: ignore[no-untyped-call]
     return dx
 
 
 def value_gradient(kernels: str, dy: Tensor, x: Tensor, packed: list[Tensor]) -> Tensor:
     """The gradient of the blocks, dy.T @ x where they are; the row table must read the canonical form."""
+    if not torch.is_grad_enabled():
+        return _sampled(kernels, dy, x, packed)
     detached = [tensor.detach() for tensor in packed]
     dw: Tensor = _Sampled.apply(kernels, dy, x, *detached)  # type: ignore[no-untyped-call]
     return dw
