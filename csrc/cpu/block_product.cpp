@@ -84,11 +84,12 @@ struct TileInPlace {
 };
 
 // sums[v][t] of outs v * kLanes.. (lanes) and token t. The next block is fetched meanwhile, as the blocks of a column
-// lie apart (dx of 4096x4096 in 32x32 blocks at 10 %, 512 tokens: 8.4 ms for 9.3; Zen 5).
+// lie apart (dx of 4096x4096 in 32x32 blocks at 10 %, 512 tokens: 8.4 ms for 9.3; Zen 5), and `ahead` of x.
 template <class Form, int kWidth, class Tile>
 AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segment, const Steps& steps, int64_t out,
-                                const Tile& x, Vec (&sums)[kOutVecs][kWidth]) {
+                                const Tile& x, Ahead& ahead, Vec (&sums)[kOutVecs][kWidth]) {
   alignas(64) float totals[kOutVecs * kWidth * kLanes];
+  Ahead fetched = ahead;
   for (int64_t first = 0;; first += segment) {
     AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) AJOUR_UNROLL for (int t = 0; t < kWidth; t++) sums[v][t] = zero();
     const int64_t last = min64(count, first + segment);
@@ -98,6 +99,7 @@ AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segmen
       const uint32_t* next = reinterpret_cast<const uint32_t*>(units[u + 1 < count ? u + 1 : u].weights) + out;
       for (int64_t i = 0; i < steps.count; i++, column.advance(), w += steps.in) {
         Words weights[kOutVecs];
+        fetched.fetch();
         AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) __builtin_prefetch(next + i * steps.in + v * kLanes);
         AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) weights[v] = load(w + v * kLanes);
         AJOUR_UNROLL for (int t = 0; t < kWidth; t++) {
@@ -107,6 +109,7 @@ AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segmen
         }
       }
     }
+    ahead = fetched;
     if (last == count && !first) return;
     AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) AJOUR_UNROLL for (int t = 0; t < kWidth; t++)
         add_to(totals + (v * kWidth + t) * kLanes, sums[v][t], !first);
@@ -267,11 +270,13 @@ class Product {
   }
 
   template <int kWidth, class Tile>
-  void rows_tile(const Unit* units, int64_t count, int64_t first, const Tile& x, int64_t token, int tokens) const {
+  void rows_tile(const Unit* units, int64_t count, int64_t first, const Tile& x, Ahead& ahead, int64_t token,
+                 int tokens) const {
     const int outs = int(min64(outs_, out_width_ - first));
     for (int out = 0; out < outs; out += kOutVecs * kLanes) {
       Vec sums[kOutVecs][kWidth];
-      outs_in_lanes<Form, kWidth>(units, count, max64(1, kSegment / ins_), steps_, out, x, sums);
+      to_.fetch(token, tokens, first + out, int(min64(kOutVecs * kLanes, outs - out)));
+      outs_in_lanes<Form, kWidth>(units, count, max64(1, kSegment / ins_), steps_, out, x, ahead, sums);
       write_rows(sums, to_, token, tokens, first + out, outs - out);
     }
   }
@@ -284,7 +289,16 @@ class Product {
     return tile;
   }
 
-  void rows_item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch) const {
+  // x of the tokens behind these, all of it by the time they are met; nothing where x is packed, which streams.
+  Ahead behind(const Tiles& t) const {
+    const int64_t stride = call_.x_stride * int64_t(sizeof(Stored)), next = t.first + t.count;
+    const int64_t tokens = in_place_ ? max64(0, min64(t.count, call_.m - next)) : 0;
+    const char* x = static_cast<const char*>(call_.x);
+    const int64_t steps = call_.offsets[out_blocks_] * steps_.count * t.number * divide_up(outs_, kOutVecs * kLanes);
+    return tokens ? Ahead{x + next * stride, divide_up(tokens * stride, max64(1, steps))} : Ahead{x, 0};
+  }
+
+  void rows_item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch, Ahead& ahead) const {
     find_units(item, scratch);
     const Unit* units = reinterpret_cast<const Unit*>(scratch);
     const int64_t count = offset(item + 1) - offset(item), first = item * outs_;
@@ -293,19 +307,19 @@ class Product {
       const int width = t.width_of(tile), tokens = t.tokens_in(tile);
       const int64_t token = t.first + tile * t.width;
       if (stays(t, tile)) {
-        rows_tile<kTokens>(units, count, first, in_place(token), token, tokens);
+        rows_tile<kTokens>(units, count, first, in_place(token), ahead, token, tokens);
       } else if (width == kTokens) {
-        rows_tile<kTokens>(units, count, first, PackedTile<kTokens>{x}, token, tokens);
+        rows_tile<kTokens>(units, count, first, PackedTile<kTokens>{x}, ahead, token, tokens);
       } else if (width == kThird) {
-        rows_tile<kThird>(units, count, first, PackedTile<kThird>{x}, token, tokens);
+        rows_tile<kThird>(units, count, first, PackedTile<kThird>{x}, ahead, token, tokens);
       } else {
-        rows_tile<2 * kThird>(units, count, first, PackedTile<2 * kThird>{x}, token, tokens);
+        rows_tile<2 * kThird>(units, count, first, PackedTile<2 * kThird>{x}, ahead, token, tokens);
       }
     }
   }
 
-  void item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch) const {
-    if (lanes_are_outs_) return rows_item(item, t, packed, scratch);
+  void item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch, Ahead& ahead) const {
+    if (lanes_are_outs_) return rows_item(item, t, packed, scratch, ahead);
     alignas(64) float sums[(kOuts + kLanes) * kMostVecs * kLanes];
     find_units(item, scratch);
     const Unit* units = reinterpret_cast<const Unit*>(scratch);
@@ -353,7 +367,8 @@ class Product {
       for (int64_t token = first; token < last; token += at_once) {
         const Tiles t = tiles(token, min64(at_once, last - token));
         for (int64_t tile = 0; tile < t.number; tile++) pack(t, tile, packed);
-        for (int64_t i = 0; i < items_; i++) item(i, t, packed, packed + words);
+        Ahead ahead = behind(t);
+        for (int64_t i = 0; i < items_; i++) item(i, t, packed, packed + words, ahead);
       }
     });
   }
@@ -373,7 +388,8 @@ class Product {
         uint32_t* scratch = static_cast<uint32_t*>(thread_scratch(scratch_words() * 4));
         if (!scratch) return void(out_of_memory_ = true);
         const int64_t stop = last == cost ? items_ : item_at(last);
-        for (int64_t i = item_at(first); i < stop; i++) item(i, t, packed, scratch);
+        Ahead ahead = behind(t);
+        for (int64_t i = item_at(first); i < stop; i++) item(i, t, packed, scratch, ahead);
       });
     }
   }

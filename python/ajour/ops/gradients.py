@@ -33,6 +33,8 @@ COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
 # ops with products of their own for dx and for the gradient of the values (block_gradients.py)
 INPUT_GRADIENT = {"block_linear": block_gradients.input_gradient}
 VALUE_GRADIENT = {"block_linear": block_gradients.value_gradient}
+# ops whose trained layers name a configuration for each of three products
+TRAINING_CONFIG = {"block_linear": block_gradients.training_config}
 # packings that hold the values in the order of EXPAND and COLLECT
 _TRAINABLE = {"dense_linear": "dense"}
 
