@@ -93,8 +93,8 @@ def flipped(name: str, count: int) -> Callable[[dict[str, Tensor], dict[str, str
     ("change", "message"),
     [
         (edit("up.positions", 5, 0xFF), "layer 'up': positions"),
-        (edit("down.columns", 0, 1000), "layer 'down': columns: block 0 at row 0, column 1000 lies outside the 4x8"),
-        (edit("down.columns", 0, -1), "layer 'down': columns: block 0 at row 0, column -1 lies outside the 4x8 grid"),
+        (edit("down.columns", 0, 1000), "layer 'down': block 0 at row 0, column 1000 lies outside the 4x8"),
+        (edit("down.columns", 0, -1), "layer 'down': block 0 at row 0, column -1 lies outside the 4x8 grid"),
         (edit("down.rows", 0, 4), "layer 'down': .*block 0 at row 4, column . lies outside the 4x8 grid"),
         (again("down.columns", 1, 0), "layer 'down': .*block 1 overlaps or precedes the one before it"),
         (flipped("down.columns", 2), "layer 'down': .*block 1 overlaps or precedes the one before it"),

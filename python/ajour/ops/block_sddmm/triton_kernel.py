@@ -20,6 +20,20 @@ from ajour.terms.row_table import RowEntry
 __all__ = ["configs", "run", "why_not"]
 
 
+@triton.jit
+def group_of(row_offsets, block_rows, TOGETHER: tl.constexpr):
+    """(block row, first block, end of what may join it) of this program: one live block, or some of one block row."""
+    if TOGETHER == 1:
+        first = tl.program_id(0)
+        block_row = tl.load(block_rows + first)
+        end = first + 1
+    else:
+        block_row = tl.program_id(0)
+        first = tl.load(row_offsets + block_row) + tl.program_id(1) * TOGETHER
+        end = tl.load(row_offsets + block_row + 1)
+    return block_row, first, end
+
+
 @triton.jit(do_not_specialize=["m", "share"])
 def block_sddmm(
     gradient,
@@ -44,16 +58,9 @@ def block_sddmm(
     ADD: tl.constexpr,
 ):
     """gradient: [live, ROWS, COLS], += if ADD; each share of `share` tokens has its own, `size` elements apart."""
-    if TOGETHER == 1:  # a program for each live block
-        first = tl.program_id(0)
-        end = first + 1
-        block_row = tl.load(block_rows + first)
-    else:
-        block_row = tl.program_id(0)
-        first = tl.load(row_offsets + block_row) + tl.program_id(1) * TOGETHER
-        end = tl.load(row_offsets + block_row + 1)
-        if first >= end:
-            return
+    block_row, first, end = group_of(row_offsets, block_rows, TOGETHER)
+    if first >= end:
+        return
     lane = tl.arange(0, TOGETHER * SIDE)
     p, within = first + lane // SIDE, lane % SIDE
     live = (p < end) & (within < COLS)
