@@ -1,7 +1,7 @@
 // Tokens go in chunks: x of a chunk is packed once, block column by block column, so that a block's part of it streams
 // through the L1 cache; dy, of which single elements are broadcast, is read where it lies, if it is float32 and no
-// block overhangs it, else packed as well. Then each thread takes its own blocks. A block's products
-// are always added up in the same order, whatever the number of threads.
+// block overhangs it, else packed as well. Then each thread takes its own blocks. A block's products are always added
+// up in the same order, whatever the number of threads.
 #include "cpu/block_sddmm.h"
 
 #include <cstdlib>
@@ -14,7 +14,8 @@
 namespace ajour::cpu::AJOUR_ISA {
 namespace {
 
-constexpr int64_t kPackedBytes = 1 << 20;  // of a chunk: it is read again for every live block
+// Of a chunk: x alone, or dy as well. They are read again for every live block.
+constexpr int64_t kPackedBytes = 1 << 20, kPackedBytesOfBoth = 4 << 20;
 constexpr int64_t kPieceWords = 8192;      // of a block's dy and x together: 32 KiB of the L1 cache
 constexpr int64_t kMostSteps = 128;        // that registers add up before they join a total: rounding
 constexpr int64_t kRun = 16;               // blocks of one row that share a piece of dy
@@ -83,7 +84,8 @@ class Sampled {
   void run() {
     const int64_t words = narrow_.packed_words() + wide_.packed_words();  // of a step
     const int64_t all = divide_up(call_.m, Form::kTokens);
-    const int64_t chunk = min64(all, max64(1, kPackedBytes / (words * 4 * piece_)) * piece_);
+    const int64_t bytes = narrow_.in_place ? kPackedBytes : kPackedBytesOfBoth;
+    const int64_t chunk = min64(all, max64(1, bytes / (words * 4 * piece_)) * piece_);
     uint32_t* packed = static_cast<uint32_t*>(call_scratch(chunk * words * 4));
     float* totals = call_.is_float ? static_cast<float*>(call_.gradient) : nullptr;
     if (!call_.is_float && chunk < all) totals = static_cast<float*>(std::malloc(call_.live * size_ * 4));
