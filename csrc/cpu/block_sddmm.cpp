@@ -16,9 +16,9 @@ namespace {
 
 // Of a chunk: x alone, or dy as well. They are read again for every live block.
 constexpr int64_t kPackedBytes = 1 << 20, kPackedBytesOfBoth = 4 << 20;
-constexpr int64_t kPieceWords = 8192;      // of a block's dy and x together: 32 KiB of the L1 cache
-constexpr int64_t kMostSteps = 128;        // that registers add up before they join a total: rounding
-constexpr int64_t kRun = 16;               // blocks of one row that share a piece of dy
+constexpr int64_t kPieceWords = 8192;  // of a block's dy and x together: 32 KiB of the L1 cache
+constexpr int64_t kMostSteps = 128;    // that registers add up before they join a total: rounding
+constexpr int64_t kRun = 16;           // blocks of one row that share a piece of dy
 constexpr int kVecs = 2;
 #if defined(__AVX512F__) || defined(__ARM_NEON)
 constexpr int kRows = 8;  // 16 sums of 32 registers
