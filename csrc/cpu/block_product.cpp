@@ -17,6 +17,10 @@ namespace {
 // Bytes of x that are packed at once, as in block_linear.cpp: a share of L2 while the weight comes from L3 again for
 // each piece, more where it comes from memory.
 constexpr int64_t kPackedBytes = 320 << 10, kPackedBytesForLarge = 1536 << 10, kLargeWeight = 12 << 20;
+// The same where x is read in place: the tokens at once are those that nothing was fetched ahead for at first, so fewer
+// are better (dx of 1536x384 in 32x32 blocks at 10 %, 512 cold tokens: 341 us, with kPackedBytes 388; of 4096x4096: 8.3
+// ms for 8.7; Zen 5).
+constexpr int64_t kBytesForSmall = 80 << 10, kSmallWeight = 512 << 10, kBytesForLarge = 800 << 10;
 constexpr int64_t kTileBytes = 640 << 10;  // of one tile, where a narrower one is no slower
 constexpr int kOuts = 32;                  // columns of y that are finished together
 constexpr int kLeastOuts = 16;             // a cache line of floats
@@ -170,8 +174,11 @@ class Product {
 
   int64_t tokens_at_once() const {  // at least one tile
     const Tiles one = tiles(0, 1);
-    const bool is_large = call_.offsets[out_blocks_] * size_ * int64_t(sizeof(Stored)) > kLargeWeight;
-    return max64(1, (is_large ? kPackedBytesForLarge : kPackedBytes) / (one.stride * 4)) * one.width;
+    const int64_t weight = call_.offsets[out_blocks_] * size_ * int64_t(sizeof(Stored));
+    int64_t bytes = weight > kLargeWeight ? kPackedBytesForLarge : kPackedBytes;
+    if (in_place_ && weight > kLargeWeight) bytes = kBytesForLarge;
+    if (in_place_ && weight < kSmallWeight) bytes = kBytesForSmall;
+    return max64(1, bytes / (one.stride * 4)) * one.width;
   }
 
   // Whether a tile of tokens is read where it lies.
