@@ -54,6 +54,7 @@ def _cpu_cases() -> list[Case]:
     made += [Case(NM(2, 4), 0.5, "random", both), Case(NM(1, 4), 0.25, "random", both)]
     made += [Case(Unstructured(), 0.5, "random", both), Case(Unstructured(), 0.7, "random", (1, 8, 128))]
     made += [Case(pattern, 0.1, "skewed", (1, 128)) for pattern in (Block(32, 32), Block(4, 1), Unstructured())]
+    made += [Case(Block(32, 32), 0.1, "balanced", (1, 128))]
     return made
 
 

@@ -38,6 +38,8 @@ COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
 # ops with products of their own for dx and for the gradient of the values (block_gradients.py)
 INPUT_GRADIENT = {"block_linear": block_gradients.input_gradient}
 VALUE_GRADIENT = {"block_linear": block_gradients.value_gradient}
+# ops whose trained layers name a configuration for each of three products
+TRAINING_CONFIG = {"block_linear": block_gradients.training_config}
 # packings that hold the values in the order of EXPAND and COLLECT
 _TRAINABLE = {"dense_linear": "dense"}
 
@@ -69,28 +71,27 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *packed = ctx.saved_tensors
         _, _, needs_x, needs_bias, *needs_packed = ctx.needs_input_grad
-        table = _table(ctx.kernels)
-        entry = _trainable(ctx.op, table)
+        op, kernels = ctx.op, ctx.kernels
         dx = dbias = None
         dpacked: list[Tensor | None] = [None] * len(packed)
-        dy = dy.to(getattr(torch, table.dtype))  # autocast may have rounded y
-        if needs_x and ctx.op.name in INPUT_GRADIENT:
-            dx = INPUT_GRADIENT[ctx.op.name](ctx.kernels, dy, packed).to(x.dtype)
+        dy = dy.to(getattr(torch, _table(kernels).dtype))  # autocast may have rounded y
+        if needs_x and op.name in INPUT_GRADIENT:
+            dx = INPUT_GRADIENT[op.name](kernels, dy, packed).to(x.dtype)
         elif needs_x:
-            dx = (dy @ _weight(ctx.op, packed, ctx.kernels, entry)).to(x.dtype)
+            dx = (dy @ _weight(op, packed, kernels)).to(x.dtype)
         if needs_bias:
-            dbias = dy.reshape(-1, table.n).sum(0)
-        if any(needs_packed):
-            assert entry is not None
-            dpacked[entry.start] = _dvalues(ctx.op, ctx.kernels, table, entry, dy, x.to(dy.dtype), packed)
+            dbias = dy.reshape(-1, dy.shape[-1]).sum(0)
+        if True in needs_packed:  # the values alone can need one
+            dpacked[needs_packed.index(True)] = _dvalues(op, kernels, dy, x.to(dy.dtype), packed)
         return None, None, dx, dbias, *dpacked
 
 
-def _dvalues(
-    op: LinearOp, kernels: str, table: RowTable, entry: RowEntry, dy: Tensor, x: Tensor, packed: list[Tensor]
-) -> Tensor:
+def _dvalues(op: LinearOp, kernels: str, dy: Tensor, x: Tensor, packed: list[Tensor]) -> Tensor:
     if op.name in VALUE_GRADIENT:
         return VALUE_GRADIENT[op.name](kernels, dy, x, packed)
+    table = _table(kernels)
+    entry = _trainable(op, table)
+    assert entry is not None
     dw = dy.reshape(-1, table.n).T @ x.reshape(-1, table.k)
     return COLLECT[op.name](dw, packed[entry.start : entry.stop], table.pattern)
 
@@ -101,9 +102,10 @@ def _trainable(op: LinearOp, table: RowTable) -> RowEntry | None:
     return next((entry for entry in table.entries if op.kernel(entry.kernel).packing == packing), None)
 
 
-def _weight(op: LinearOp, packed: list[Tensor], kernels: str, entry: RowEntry | None) -> Tensor:
+def _weight(op: LinearOp, packed: list[Tensor], kernels: str) -> Tensor:
     """The dense weight: differentiable in the values where they are in canonical form."""
     table = _table(kernels)
+    entry = _trainable(op, table)
     if entry is not None:
         return EXPAND[op.name](packed[entry.start : entry.stop], table.pattern, (table.n, table.k))
     for other in table.entries:
