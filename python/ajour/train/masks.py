@@ -37,6 +37,7 @@ class Masks(MutableMapping[str, Mask]):
     def __init__(self, masks: Mapping[str, Mask], model: nn.Module | None = None) -> None:
         """Raises PatternError by name if `model` lacks a parameter, its shape differs, or it stands there twice."""
         self._masks = dict(masks)
+        self.version = 0  # counts changes, for those who share the masks
         self._parameters: dict[str, weakref.ref[Tensor]] = {}
         if model is not None:
             self.bind(model)
@@ -225,9 +226,11 @@ class Masks(MutableMapping[str, Mask]):
                 f"{name!r}: expected a mask of {tuple(self._masks[name].shape)}, found {tuple(mask.shape)}"
             )
         self._masks[name] = mask
+        self.version += 1
 
     def __delitem__(self, name: str) -> None:
         del self._masks[name]
+        self.version += 1
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._masks)
