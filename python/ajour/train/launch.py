@@ -74,6 +74,7 @@ class Launch:
             piece.grad = _NOTHING
             if not held.here().is_contiguous():
                 held.local.copy_(piece.weight.view(held.local.shape))
+        torch.autograd.graph.increment_version([held.here() for held in self.held])  # a graph that needs them can tell
 
     def _found(self) -> list[int]:
         """Addresses. What they pointed to is held here, so that nothing else can take its place."""
