@@ -6,10 +6,12 @@
 namespace ajour::cuda {
 
 struct BitmapDecoder {
+  static constexpr int kMostTokens = 64;
   static constexpr int kColumns = BitmapSlabs::kColumns;
   static constexpr int kSteps = BitmapSlabs::kSteps;
   static constexpr bool kSkipsInHardware = false;
   static constexpr bool kIndexed = true;
+  using Lanes = NoLanes;
 
   __device__ __forceinline__ Extent extent(const DecodeCall& call, int slab) const {
     const int32_t begin = call.index[slab];

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import ROOT, Launch, decode
+from emulated import LAYOUTS, ROOT, Launch, decode
 from torch import Tensor
 
 from ajour.formats import NMMatrix, SparseMatrix
@@ -144,7 +144,7 @@ def test_the_emulator_sees_planted_bugs(file: str, right: str, wrong: str, tmp_p
     broken.write_text(text.replace(right, wrong))
     program = tmp_path / "decode"
     sources = [ROOT / "tests/emulator/decode.cpp", ROOT / "tests/emulator/block.cpp"]
-    sources += [copy / name for name in ("layout/decode_shape.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")]
+    sources += [copy / name for name in LAYOUTS]
     flags = ["-std=c++17", "-O0", "-DONLY_2_4", "-ldl"]
     subprocess.run(["c++", f"-I{ROOT}/tests/emulator", f"-I{copy}", *sources, *flags, "-o", program], check=True)
     w, x = weight(NM(2, 4), 130, 900, torch.bfloat16), torch.randn(8, 900).bfloat16()

@@ -46,14 +46,20 @@ struct Exchange {
 
 class Block {
  public:
-  static constexpr int kThreads = 128;
   static Block*& current() {
     static Block* block = nullptr;
     return block;
   }
 
-  Block(int index, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes)
-      : index_(index), random_(seed), body_(std::move(body)), memory_(shared_bytes + 128, 0xff) {
+  Block(int index, int threads, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes)
+      : index_(index),
+        threads_(threads),
+        random_(seed),
+        body_(std::move(body)),
+        memory_(shared_bytes + 128, 0xff),
+        fibers_(size_t(threads)),
+        warps_(size_t(threads / 32)),
+        next_queue_(threads) {
     shared_ = memory_.data() + (128 - reinterpret_cast<uintptr_t>(memory_.data()) % 128) % 128;
     shared_size_ = shared_bytes;
     current() = this;
@@ -67,14 +73,15 @@ class Block {
 
   // Lets others run until *counter is no longer `seen`.
   void wait(const uint64_t* counter, uint64_t seen) {
-    fibers_[running_].counter = counter;
-    fibers_[running_].seen = seen;
-    if (_setjmp(fibers_[running_].place) == 0) _longjmp(scheduler_, 1);
+    Fiber& fiber = fibers_[size_t(running_)];
+    fiber.counter = counter;
+    fiber.seen = seen;
+    if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
   }
 
   void sync() {
     const uint64_t seen = sync_generation_;
-    if (++sync_arrived_ == kThreads) {
+    if (++sync_arrived_ == threads_) {
       sync_arrived_ = 0;
       ++sync_generation_;
     } else {
@@ -84,7 +91,7 @@ class Block {
 
   // Every lane of a warp gives some words; the last one calls `work`, and all get their own back.
   std::vector<uint64_t> together(std::vector<uint64_t> given, const std::function<void(Exchange&)>& work) {
-    Exchange& all = warps_[running_ / 32];
+    Exchange& all = warps_[size_t(running_ / 32)];
     const int lane = running_ % 32;
     const uint64_t seen = all.generation;
     all.given[lane] = std::move(given);
@@ -95,7 +102,7 @@ class Block {
     } else {
       wait(&all.generation, seen);
     }
-    return warps_[running_ / 32].taken[lane];
+    return warps_[size_t(running_ / 32)].taken[lane];
   }
 
   Barrier& barrier(const void* at) { return barriers_[at]; }
@@ -145,20 +152,20 @@ class Block {
   static void enter();
   void start(int i);
 
-  int index_, running_ = 0;
+  int index_, threads_, running_ = 0;
   std::mt19937_64 random_;
   std::function<void(uint8_t*)> body_;
   std::vector<uint8_t> memory_;
   uint8_t* shared_;
   size_t shared_size_;
-  Fiber fibers_[kThreads];
+  std::vector<Fiber> fibers_;
   jmp_buf scheduler_;
   uint64_t sync_generation_ = 0;
   int sync_arrived_ = 0;
-  Exchange warps_[kThreads / 32];
+  std::vector<Exchange> warps_;
   std::map<const void*, Barrier> barriers_;
   std::map<int, std::deque<std::function<void()>>> queues_;
-  int next_queue_ = kThreads;
+  int next_queue_;
 };
 
 }  // namespace emulator

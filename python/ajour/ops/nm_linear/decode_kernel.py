@@ -73,11 +73,7 @@ def _launch(keep: int, group: int, n: int, k: int, tokens: int, config: str, dev
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
-    stride, of_one_column = x.stride()
-    if of_one_column != 1:
-        x = x.contiguous()
-        stride = entry.k
-    m, device, pattern = x.shape[0], x.get_device(), entry.pattern
+    x, m, pattern = decode.columns_together(x), x.shape[0], entry.pattern
     if m > decode.MOST_ROWS:
         return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
     layout, shape, room = _launch(
@@ -87,27 +83,10 @@ def _run(
         entry.k,
         decode.tokens_of(m),
         entry.config,
-        device,
+        x.get_device(),
     )
-    y = x.new_empty(m, entry.n)
-    scratch = x.new_empty(room) if room else None
-    native.nm_decode(
-        layout,
-        packed[0].data_ptr(),
-        shape,
-        x.data_ptr(),
-        stride,
-        m,
-        0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
-        y.data_ptr(),
-        0 if scratch is None else scratch.data_ptr(),
-        entry.dtype == "bfloat16",
-        decode.ACTIVATION_CODES[activation],
-        device,
-        decode.stream_of(device),
-    )
-    return y
+    head = (layout, packed[0].data_ptr(), shape)
+    return decode.launch(native.nm_decode, head, room, x, bias, residual, activation, entry)
 
 
 KERNEL = Kernel(
