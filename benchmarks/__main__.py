@@ -58,7 +58,12 @@ def _suite(parser: argparse.ArgumentParser) -> None:
     add("--only", default="", help="cells whose name holds one of these texts, like '2:4,block 32x32 10%%'")
     add("--seconds", type=float, default=0.3, help="time for each cell")
     add("--modes", default="", help="graph, eager or both on a GPU; default: both")
-    add("--continue", dest="resume", action="store_true", help="keep the rows of --json, measure the cells it lacks (ops)")
+    add(
+        "--continue",
+        dest="resume",
+        action="store_true",
+        help="keep the rows of --json, measure the cells it lacks (ops)",
+    )
     add("--commit", default="", metavar="SHA", help="what is measured, where there is no .git to ask")
     add("--no-gradients", action="store_true", help="leave the products of training out (ops)")
     add("--no-peers", action="store_true", help="leave torch's own sparse tensors out (ops)")

@@ -34,8 +34,8 @@ PACKED_ONCE_MORE = 1 << 24  # elements up to which packing is timed on its own
 class Settings:
     """What to measure. only: cells whose name holds one of these texts; seconds: for each cell; smoke: only that it
     works; peers: torch's own sparse tensors too; gradients: what training takes, too; compiled: torch.compile's dense
-    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph; known: cells (what `cell_of` says
-    of their rows) that were measured before and are left out; products of training are none of them.
+    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph; known: cells (as `cell_of` names
+    them) that were measured before and are left out, products of training aside.
     """
 
     shapes: dict[str, tuple[int, int]]

@@ -103,25 +103,31 @@ class GapLinear {
 
   // The group's first chunk is on its way.
   __device__ __forceinline__ void begin(int group) {
-    steps_ = 0;
+    left_ = 0;
     if (group >= w_.layout.groups()) return;
     const int32_t* place = call_.index + span_ * int64_t(w_.layout.groups()) + group;
-    from_ = call_.slabs + int64_t(place[0]) * kGapUnit;
-    steps_ = (place[1] - place[0] - 1) / GapRows::step_units();
-    slot_ = *reinterpret_cast<const uint16_t*>(from_ + GapRows::start_at(lane_));
-    load(next_, 0);
+    const uint8_t* from = call_.slabs + int64_t(place[0]) * kGapUnit;
+    values_ = from + GapRows::values_at(0, lane_);
+    gaps_ = from + GapRows::gaps_at(0, lane_);
+    left_ = (place[1] - place[0] - 1) / GapRows::step_units();
+    slot_ = *reinterpret_cast<const uint16_t*>(from + GapRows::start_at(lane_)) * int(sizeof(X));
+    load();
   }
 
-  __device__ __forceinline__ void load(Chunk& chunk, int step) const {
+  // The next chunk; codes without a value after the last step.
+  __device__ __forceinline__ void load() {
+    constexpr int kStep = GapRows::step_units() * kGapUnit;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      chunk.values[i] = make_uint2(0, 0);
-      chunk.gaps[i] = 0;
-      if (step + i < steps_) {
-        chunk.values[i] = ptx::load_once_8(from_ + GapRows::values_at(step + i, lane_));
-        chunk.gaps[i] = ptx::load_once_4(from_ + GapRows::gaps_at(step + i, lane_));
+      next_.values[i] = make_uint2(0, 0);
+      next_.gaps[i] = 0;
+      if (i < left_) {
+        next_.values[i] = ptx::load_once_8(values_ + i * kStep);
+        next_.gaps[i] = ptx::load_once_4(gaps_ + i * kStep);
       }
     }
+    values_ += kAhead * kStep;
+    gaps_ += kAhead * kStep;
   }
 
   __device__ __forceinline__ void fill_slots() const {
@@ -141,18 +147,19 @@ class GapLinear {
 #pragma unroll
     for (int t = 0; t < TOKENS; ++t) sums_[t] = 0.0f;
 #pragma unroll 1
-    for (int step = 0; step < steps_; step += kAhead) {
+    while (left_ > 0) {
       const Chunk now = next_;
-      load(next_, step + kAhead);
+      left_ -= kAhead;
+      load();
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
 #pragma unroll
         for (int j = 0; j < kGapValues; ++j) {
-          slot_ += now.gaps[i] >> 8 * j & 0xff;
+          slot_ += int(now.gaps[i] >> 8 * j & 0xff) * int(sizeof(X));
           const uint32_t pair = j < 2 ? now.values[i].x : now.values[i].y;
           const float w = ptx::to_float<Kind>(uint16_t(pair >> j % 2 * 16));
           float x[TOKENS];
-          slots_[slot_].get(x);
+          reinterpret_cast<const X*>(reinterpret_cast<const uint8_t*>(slots_) + slot_)->get(x);
 #pragma unroll
           for (int t = 0; t < TOKENS; ++t) sums_[t] += w * x[t];
         }
@@ -202,9 +209,9 @@ class GapLinear {
   const GapWeight& w_;
   const int lane_, span_;
   X* const slots_;
-  const uint8_t* from_ = nullptr;  // the group that comes next
-  int steps_ = 0;
-  int slot_ = 0;
+  const uint8_t *values_ = nullptr, *gaps_ = nullptr;  // of the chunk after the next one
+  int left_ = 0;                                       // steps from the next chunk on
+  int slot_ = 0;                                       // where the lane stands, in bytes
   Chunk next_;
   float sums_[TOKENS];
 };

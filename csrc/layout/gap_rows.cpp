@@ -31,7 +31,8 @@ void read_entries(const GapRows& w, const BitmapRows& rows, int row, int span, s
   for (int64_t j = begin / 64; j * 64 < end; ++j) {
     for (uint64_t word = words[j]; word; word &= word - 1) {
       const int column = int(j * 64) + __builtin_ctzll(word);
-      if (column < end) found.push_back({column - begin + 1, *value++});
+      if (column >= begin && column < end) found.push_back({column - begin + 1, *value});
+      ++value;
     }
   }
 }

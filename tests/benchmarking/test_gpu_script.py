@@ -63,7 +63,15 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
     done, calls = _run(stand_ins, "9", COMMIT="abc")
     assert done.returncode == 0, done.stdout + done.stderr
     told = " ".join(calls)
-    order = ["pip install", '"doctor"', "pytest", "--tool memcheck", "--tool racecheck", "--tool initcheck", "--tool synccheck"]
+    order = [
+        "pip install",
+        '"doctor"',
+        "pytest",
+        "--tool memcheck",
+        "--tool racecheck",
+        "--tool initcheck",
+        "--tool synccheck",
+    ]
     order += ["ops-decode.json", "ops-blocks.json", "ops-prefill.json", "models-models.json", "tokens-tokens.json"]
     order += ["train-train.json", "benchmarks check", "ncu", "gpu_summary.py"]
     places = [told.index(each) for each in order]

@@ -1,6 +1,7 @@
 """nm_linear for 1 to 64 rows on a GPU, at the speed of memory: slabs in the order of the tensor cores, in CUDA.
 
-2:4 goes through the sparse tensor cores. Other patterns with a group of 4, 8, 16 or 32 are expanded in registers; they
+2:4 goes through the sparse tensor cores; for 1 to 4 rows a configuration "lanes ..." multiplies the same slabs on CUDA
+cores, for the planner to compare. Other patterns with a group of 4, 8, 16 or 32 are expanded in registers; they
 gain by their bytes. Packed order "nm_slabs": one uint8 tensor (csrc/layout/nm_slabs.h).
 """
 
@@ -23,6 +24,8 @@ from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry
 
 GROUPS = (4, 8, 16, 32)
+LANES = "lanes "  # before the rest of a configuration
+LANES_ROWS = 4  # of x, at most
 
 
 @cache
@@ -40,6 +43,14 @@ def _why_not(problem: Problem) -> str | None:
         return refusal
     layout = slabs_of(problem.pattern, problem.n, problem.k)
     return decode.why_no_room(problem, layout.columns, layout.slab_bytes)
+
+
+def _configs(problem: Problem) -> tuple[str, ...]:
+    """Those of every decode kernel, and for 2:4 with few rows the likely best of them without tensor cores."""
+    found = decode.configs(problem)
+    if problem.pattern == NM(2, 4) and problem.m <= LANES_ROWS:
+        return (*found, *(LANES + config for config in found[:2]))
+    return found
 
 
 def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
@@ -63,20 +74,22 @@ def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) 
 
 
 @cache
-def _launch(keep: int, group: int, n: int, k: int, tokens: int, config: str, device: int) -> tuple[Any, Any, int]:
-    """Layout, shape, and elements of scratch: the same in every call of a layer. Keyed by numbers, which hash fast."""
+def _launch(keep: int, group: int, n: int, k: int, tokens: int, config: str, device: int) -> tuple[Any, Any, Any, int]:
+    """Product, layout, shape, words of scratch: the same in every call of a layer. Numbers as keys hash fast."""
     layout = slabs_of(NM(keep, group), n, k)
-    shape = decode.shape_of(tokens, n, k, layout.columns, layout.slab_bytes, config, device)
-    return layout, shape, shape.scratch_bytes // 2
+    product = native.lanes_decode if config.startswith(LANES) else native.nm_decode
+    shape = decode.shape_of(tokens, n, k, layout.columns, layout.slab_bytes, config.removeprefix(LANES), device)
+    return product, layout, shape, shape.scratch_bytes // 2
 
 
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
     x, m, pattern = decode.columns_together(x), x.shape[0], entry.pattern
-    if m > decode.MOST_ROWS:
-        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
-    layout, shape, room = _launch(
+    most = LANES_ROWS if entry.config.startswith(LANES) else decode.MOST_ROWS
+    if m > most:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, most)
+    product, layout, shape, room = _launch(
         pattern.keep,  # type: ignore[union-attr]
         pattern.group,  # type: ignore[union-attr]
         entry.n,
@@ -86,7 +99,7 @@ def _run(
         x.get_device(),
     )
     head = (layout, packed[0].data_ptr(), shape)
-    return decode.launch(native.nm_decode, head, room, x, bias, residual, activation, entry)
+    return decode.launch(product, head, room, x, bias, residual, activation, entry)
 
 
 KERNEL = Kernel(
@@ -96,5 +109,5 @@ KERNEL = Kernel(
     prepack=_prepack,
     unpack=_unpack,
     run=_run,
-    configs=decode.configs,
+    configs=_configs,
 )
