@@ -40,7 +40,7 @@ struct BitmapDecoder {
       uint32_t low = 0, high = 0;
       if (bits >> (2 * i) & 1) low = *values++;
       if (bits >> (2 * i + 1) & 1) high = *values++;
-      a[i] = low | high << 16;
+      a[i] = ptx::pick_bytes(low, high, 0x5410);
     }
   }
 

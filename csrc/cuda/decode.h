@@ -29,7 +29,7 @@ DeviceLimits device_limits(int device);
 // All launch on `stream` of `device` and return; safe while a graph is captured. The slabs must be aligned to 16 bytes.
 // Throw KernelError if CUDA refuses.
 void nm_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
-// The parts of nm_decode that are not 2:4: the most common patterns, false for any other one; and all of them.
+// The parts of nm_decode that are not 2:4: the most common patterns, false where it has none; and all of them.
 bool known_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
 void placed_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
 // 2:4 for 1 to 4 rows, on CUDA cores instead of tensor cores.

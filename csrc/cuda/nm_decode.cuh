@@ -54,11 +54,9 @@ struct SparseMma {
 // Any other pattern: a lane shifts each kept value to its place among the 32 columns that it owns of a row. Lane c of a
 // fragment owns columns 32 c.. of the slab; step q of `mma.m16n8k16` takes four of them from every lane, for x alike.
 // With KEEP known, a row is straight code; 0 takes any.
-constexpr int kKnownMostTokens = 32;  // with 64 there are too few registers to lay out a row in straight code
-
 template <int GROUP, int KEEP = 0>
 struct PlacedValues {
-  static constexpr int kMostTokens = KEEP ? kKnownMostTokens : 64;
+  static constexpr int kMostTokens = KEEP > 1 ? 32 : 64;  // straight code for more would need more than 255 registers
   static constexpr int kColumns = 128;
   static constexpr bool kSkipsInHardware = false;
   static constexpr bool kIndexed = false;

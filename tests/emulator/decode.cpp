@@ -98,10 +98,12 @@ void run(const Problem& p, const NMSlabs& w, const DecodeCall& call, int64_t x_s
     if (p.m == 2) return run_lanes<2>(p, w, call, x_size);
     return run_lanes<4>(p, w, call, x_size);
   }
-  const int pattern = p.m <= kKnownMostTokens ? w.group * 100 + w.keep : 0;  // as in known_decode
-  if (pattern == 401) return run(p, PlacedValues<4, 1>{w}, call, x_size);
-  if (pattern == 802) return run(p, PlacedValues<8, 2>{w}, call, x_size);
-  if (pattern == 804) return run(p, PlacedValues<8, 4>{w}, call, x_size);
+  const auto is = [&](int keep, int group, int tokens) {  // as in known_decode
+    return w.keep == keep && w.group == group && call.shape.tokens <= tokens;
+  };
+  if (is(1, 4, 64)) return run(p, PlacedValues<4, 1>{w}, call, x_size);
+  if (is(2, 8, 32)) return run(p, PlacedValues<8, 2>{w}, call, x_size);
+  if (is(4, 8, 32)) return run(p, PlacedValues<8, 4>{w}, call, x_size);
   if (w.in_hardware()) return run(p, SparseMma{w}, call, x_size);
   switch (w.group) {
     case 4:
