@@ -23,6 +23,7 @@ PATTERNS: tuple[Pattern, ...] = (
 SHAPES = ((64, 256), (1, 1), (65, 33), (1000, 1000), (4096, 512), (130, 5000))
 DTYPES = (torch.bfloat16, torch.float16)
 GRAPHS = [("nm_linear", NM(2, 4)), ("nm_linear", NM(2, 8)), ("bitmap_linear", Unstructured())]
+FEW_ROWS = {NM(2, 4): (("cuda_decode", "lanes c2 s4"),), Unstructured(): (("cuda_gaps", "c3"),)}
 
 
 def drawn(pattern: Pattern, n: int, k: int, dtype: torch.dtype, density: float = 0.4) -> Tensor:
@@ -37,11 +38,11 @@ def on_gpu(pattern: Pattern, w: Tensor) -> tuple[LinearOp, SparseMatrix]:
 def kernels(op: LinearOp, matrix: SparseMatrix, m: int) -> list[tuple[str, str, list[Tensor], str]]:
     """Kernel, configuration, packed tensors and table of each GPU kernel that takes m rows."""
     problem, found = problem_of(matrix, m), []
-    for name in ("cuda_decode", "cusparselt", "triton"):
+    for name in ("cuda_decode", "cuda_gaps", "cusparselt", "triton"):
         if name not in op.kernels or op.kernel(name).why_not(problem):
             continue
         configs = op.kernel(name).configs(problem)
-        for config in configs if name == "cuda_decode" else configs[:1]:
+        for config in configs if name.startswith("cuda_") else configs[:1]:
             found.append((name, config, *prepare(op, matrix, [(None, name, config)])))
     return found
 
@@ -68,11 +69,12 @@ def test_small_problems_for_the_sanitizer(pattern: Pattern) -> None:
     """Shared tiles, a ragged end, unaligned rows of x: small enough for tools that run a hundred times slower."""
     w = drawn(pattern, 130, 300, torch.bfloat16)
     op, matrix = on_gpu(pattern, w)
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "c1 s3")])
-    for m, width in ((9, 300), (3, 304), (40, 304)):
-        x = torch.randn(m, width, device="cuda").bfloat16()[:, :300]
-        y = op.call(x, packed, None, table, "silu")
-        truth(x.cpu(), w, None, None, "silu").check(y.cpu(), f"{pattern} {tuple(x.shape)} {x.stride()}")
+    for kernel, config in (("cuda_decode", "c1 s3"), *FEW_ROWS.get(pattern, ())):
+        packed, table = prepare(op, matrix, [(None, kernel, config)])
+        for m, width in ((9, 300), (3, 304), (40, 304)):
+            x = torch.randn(m, width, device="cuda").bfloat16()[:, :300]
+            y = op.call(x, packed, None, table, "silu")
+            truth(x.cpu(), w, None, None, "silu").check(y.cpu(), f"{pattern} {table} {tuple(x.shape)} {x.stride()}")
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(2, 8), NM(3, 16), Unstructured()], ids=str)
@@ -82,19 +84,27 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(pattern
     x[0, 3], x[4, 519], x[18, 100] = float("inf"), float("nan"), -float("inf")
     w, stored = matrix.to_dense().cpu(), stored_places(matrix.to("cpu"))
     expected = torch.where(stored, x.double()[:, None] * w.double(), 0.0).sum(-1)
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
-    y = op.call(x.cuda(), packed, None, table, "none").cpu().double()
-    assert torch.equal(y.isnan(), expected.isnan())
-    assert torch.equal(y[y.isinf()], expected[expected.isinf()])
+    for kernel, config in (("cuda_decode", ""), *FEW_ROWS.get(pattern, ())):
+        packed, table = prepare(op, matrix, [(None, kernel, config)])
+        y = op.call(x.cuda(), packed, None, table, "none").cpu().double()
+        assert torch.equal(y.isnan(), expected.isnan()), table
+        assert torch.equal(y[y.isinf()], expected[expected.isinf()]), table
 
 
 @pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)
 def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls(name: str, pattern: Pattern) -> None:
     """One layer in two graphs on two streams: no call may share its scratch with another."""
-    op, matrix = on_gpu(pattern, drawn(pattern, 3000, 4096, torch.bfloat16))
+    op, matrix = on_gpu(pattern, drawn(pattern, 3000, 4096, torch.bfloat16, 0.2))
     assert op is LINEAR_OPS[name]
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
     xs = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (1, 17)]
+    replayed_at_once(op, xs, *prepare(op, matrix, [(None, "cuda_decode", "")]))
+    for kernel, config in FEW_ROWS.get(pattern, ()):
+        few = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (1, 3)]
+        replayed_at_once(op, few, *prepare(op, matrix, [(None, kernel, config)]))
+
+
+def replayed_at_once(op: LinearOp, xs: list[Tensor], packed: list[Tensor], table: str) -> None:
+    """Two graphs of eight calls each, twenty times on two streams."""
     eager = [op.call(x, packed, None, table, "none") for x in xs]
     graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
     for x in xs:

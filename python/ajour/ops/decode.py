@@ -68,7 +68,7 @@ def why_no_room(problem: Problem, columns: int, room: int) -> str | None:
 @cache
 def limits_of(device: int) -> Any:
     """The DeviceLimits of a CUDA device, asked once."""
-    return native.devicelimits_of(device)
+    return native.device_limits(device)
 
 
 @cache
