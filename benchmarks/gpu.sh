@@ -61,10 +61,10 @@ step() { # name, seconds at most, command...: runs it if it is wanted, possible,
   return "$rc"
 }
 
-measure() { # name, seconds at most, suite, options...: a benchmark, its result beside the log
+measure() { # name, seconds at most, suite, options...: a benchmark; what it adds to the suite's result stands beside the log
   local name=$1 most=$2 suite=$3
   shift 3
-  step "$name" "$most" python3 -m benchmarks "$suite" --device cuda --json "$results/$suite-$name.json" --continue \
+  step "$name" "$most" python3 -m benchmarks "$suite" --device cuda --json "$results/$suite.json" --continue \
     ${COMMIT:+--commit "$COMMIT"} "$@"
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DECODE, BLOCKS = "--only 2:4,1:4,unstructured", "--only block 64x64,block"  # what tells the steps apart
 ROW = (
     '{"op": "nm_linear", "kernel": "cuda_decode", "config": "c2 s4", "pattern": "2:4", "density": 0.5, "m": 8, '
     '"sparse_us": 10, "speedup": 1.5, "limit_fraction": 0.8, "error_ratio": 0.1}'
@@ -72,14 +73,23 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
         "--tool initcheck",
         "--tool synccheck",
     ]
-    order += ["ops-decode.json", "ops-blocks.json", "ops-prefill.json", "models-models.json", "tokens-tokens.json"]
-    order += ["train-train.json", "benchmarks check", "ncu", "gpu_summary.py"]
+    order += [
+        DECODE,
+        BLOCKS,
+        "--rows 256,512",
+        "/models.json",
+        "/tokens.json",
+        "/train.json",
+        "benchmarks check",
+        "ncu",
+        "gpu_summary.py",
+    ]
     places = [told.index(each) for each in order]
     assert places == sorted(places)
     assert "CMAKE_CUDA_ARCHITECTURES=90a-real" in told
     assert all("--commit abc" in call for call in calls if "--json" in call)
     kept = {p.name for p in (stand_ins.parent / "out").iterdir()}
-    assert {"ops-decode.json", "models-models.json", "log.txt", "steps.txt"} <= kept
+    assert kept == {"log.txt", "steps.txt", "ops.json", "models.json", "tokens.json", "train.json"}
 
 
 def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
@@ -90,12 +100,12 @@ def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
         "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "training", "models", "tokens", "train",
         "check", "counters",
     ]  # fmt: skip
-    assert "  ops-decode.json: 1 rows, 0 wrong" in page
+    assert "  ops.json: 1 rows, 0 wrong" in page
     assert "    2:4 50% at 8 rows: 1.50x dense (1.50 to 1.50), 80% of the limit, cuda_decode c2 s4" in page
 
 
 def test_the_next_run_goes_on_with_what_is_missing(stand_ins: Path) -> None:
-    _command(stand_ins / "python3", _python(fails="models-models.json"))
+    _command(stand_ins / "python3", _python(fails="/models.json"))
     assert _run(stand_ins, "9")[0].returncode == 1
     _command(stand_ins / "python3", _python())
     (stand_ins.parent / "calls").unlink()
@@ -103,7 +113,7 @@ def test_the_next_run_goes_on_with_what_is_missing(stand_ins: Path) -> None:
     assert done.returncode == 0
     assert "decode: done before" in done.stdout
     assert sum("--json" in call for call in calls) == 1
-    assert any("models-models.json --continue" in call for call in calls)
+    assert any("/models.json --continue" in call for call in calls)
     assert any("pip install" in call for call in calls), "a machine may be another one: it is built for anew"
 
 
@@ -115,7 +125,7 @@ def test_a_sanitizer_that_sees_no_planted_bug_fails(stand_ins: Path) -> None:
 
 
 def test_a_failing_step_stops_no_other(stand_ins: Path) -> None:
-    _command(stand_ins / "python3", _python(fails="ops-blocks.json"))
+    _command(stand_ins / "python3", _python(fails=BLOCKS))
     done, _ = _run(stand_ins, "9")
     assert done.returncode == 1
     assert "blocks: failed with exit 1" in done.stdout
@@ -140,7 +150,7 @@ def test_steps_can_be_picked(stand_ins: Path) -> None:
 
 
 def test_time_is_kept_and_what_was_not_reached_is_said(stand_ins: Path) -> None:
-    _command(stand_ins / "python3", _python(hangs="ops-decode.json"))
+    _command(stand_ins / "python3", _python(hangs=DECODE))
     copy = stand_ins.parent / "copy" / "benchmarks"
     copy.mkdir(parents=True)
     text = (ROOT / "benchmarks" / "gpu.sh").read_text()
