@@ -3,8 +3,9 @@
 # STEPS are some of: build doctor tests sanitizer decode blocks prefill training calls models tokens train check counters.
 # No step stops another one; what depends on a build or a card that is not there is "not run". RESULTS/steps.txt says how
 # each step ended: a step that ended well is not run again, one that ran out of time goes on where it stopped, so the
-# same command finishes what MINUTES cut off. The last page printed is a summary. COMMIT names the commit where .git is
-# missing. The card's own settings (clocks, power, MIG) are read, never changed.
+# same command finishes what MINUTES cut off. What another commit left moves to a folder of its name. The last page
+# printed is a summary. COMMIT names the commit where .git is missing. The card's own settings (clocks, power, MIG) are
+# read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
@@ -13,7 +14,13 @@ steps=${3:-build doctor tests sanitizer decode blocks prefill training models to
 cd "$(dirname "$0")/.." || exit 2
 log=$results/log.txt
 known=$results/steps.txt
-touch "$known"
+sha=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+before=$(sed -n 's/^commit: //p' "$known" 2>/dev/null)
+if [ -n "$before" ] && [ "$before" != "$sha" ]; then  # figures of two commits do not belong together
+  mkdir -p "$results/$before"
+  find "$results" -maxdepth 1 -type f -exec mv {} "$results/$before/" \;
+fi
+[ -f "$known" ] || echo "commit: $sha" >"$known"
 failed=0
 built=yes
 PATH=$PATH:/usr/local/cuda/bin  # where the toolkit usually is

@@ -96,7 +96,7 @@ def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
     done, _ = _run(stand_ins, "9")
     page = done.stdout[done.stdout.index("summary of ") :].splitlines()
     assert len(page) <= 71
-    assert [line.split(":")[0].strip() for line in page[2:15]] == [
+    assert [line.split(":")[0].strip() for line in page[3:16]] == [
         "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "training", "models", "tokens", "train",
         "check", "counters",
     ]  # fmt: skip
@@ -115,6 +115,16 @@ def test_the_next_run_goes_on_with_what_is_missing(stand_ins: Path) -> None:
     assert sum("--json" in call for call in calls) == 1
     assert any("/models.json --continue" in call for call in calls)
     assert any("pip install" in call for call in calls), "a machine may be another one: it is built for anew"
+
+
+def test_what_another_commit_left_is_set_aside(stand_ins: Path) -> None:
+    for sha in ("abc", "def"):
+        done, calls = _run(stand_ins, "9", "decode models", COMMIT=sha)
+        assert done.returncode == 0
+    assert sum("--json" in call for call in calls) == 4
+    out = stand_ins.parent / "out"
+    assert (out / "abc" / "ops.json").exists()
+    assert (out / "steps.txt").read_text().startswith("commit: def")
 
 
 def test_a_sanitizer_that_sees_no_planted_bug_fails(stand_ins: Path) -> None:
