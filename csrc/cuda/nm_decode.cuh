@@ -56,7 +56,7 @@ struct SparseMma {
 // With KEEP known, a row is straight code; 0 takes any.
 template <int GROUP, int KEEP = 0>
 struct PlacedValues {
-  static constexpr int kMostTokens = KEEP > 1 ? 32 : 64;  // straight code for more would need more than 255 registers
+  static constexpr int kMostTokens = KEEP ? 32 : 64;  // straight code for more would need more than 255 registers
   static constexpr int kColumns = 128;
   static constexpr bool kSkipsInHardware = false;
   static constexpr bool kIndexed = false;

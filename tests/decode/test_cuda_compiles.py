@@ -16,8 +16,8 @@ from ajour._native import HAS_CUDA, native
 
 ARCHITECTURES = ("sm_80", "sm_90")
 KINDS = 2  # bfloat16 and float16
-# instances for each kind: tiles of 8 to 64 rows, straight code for 1:4, to 32 rows for 2:8 and 4:8; or 1, 2, 4 rows
-DECODERS = {"SparseMma": 4, "PlacedValues": 4 * 4 + 4 + 3 + 3, "BitmapDecoder": 4, "SparseLanes": 3, "gap_linear": 3}
+# instances for each kind: tiles of 8 to 64 rows, straight code for three patterns up to 32 rows; or 1, 2 and 4 rows
+DECODERS = {"SparseMma": 4, "PlacedValues": 4 * 4 + 3 * 3, "BitmapDecoder": 4, "SparseLanes": 3, "gap_linear": 3}
 ON_CUDA_CORES = ("SparseLanes", "gap_linear")
 Kernels = dict[tuple[str, str], str]
 

@@ -98,12 +98,12 @@ void run(const Problem& p, const NMSlabs& w, const DecodeCall& call, int64_t x_s
     if (p.m == 2) return run_lanes<2>(p, w, call, x_size);
     return run_lanes<4>(p, w, call, x_size);
   }
-  const auto is = [&](int keep, int group, int tokens) {  // as in known_decode
-    return w.keep == keep && w.group == group && call.shape.tokens <= tokens;
+  const auto is = [&](int keep, int group) {  // as in known_decode
+    return w.keep == keep && w.group == group && call.shape.tokens <= 32;
   };
-  if (is(1, 4, 64)) return run(p, PlacedValues<4, 1>{w}, call, x_size);
-  if (is(2, 8, 32)) return run(p, PlacedValues<8, 2>{w}, call, x_size);
-  if (is(4, 8, 32)) return run(p, PlacedValues<8, 4>{w}, call, x_size);
+  if (is(1, 4)) return run(p, PlacedValues<4, 1>{w}, call, x_size);
+  if (is(2, 8)) return run(p, PlacedValues<8, 2>{w}, call, x_size);
+  if (is(4, 8)) return run(p, PlacedValues<8, 4>{w}, call, x_size);
   if (w.in_hardware()) return run(p, SparseMma{w}, call, x_size);
   switch (w.group) {
     case 4:
