@@ -41,6 +41,7 @@ void start(const DecodeCall& call, const GapWeight& w, int device, cudaStream_t 
 void gap_decode(const GapRows& layout, const int32_t* order, const GapShape& shape, const DecodeCall& call,
                 bool bfloat16, int device, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
+  check_slabs(call);
   if (call.m < 1 || call.m > shape.tokens) {
     refuse<KernelError>("a launch for up to ", shape.tokens, " rows was given ", call.m);
   }

@@ -168,10 +168,15 @@ def test_more_rows_than_it_is_for_are_right_too(name: str, pattern: Pattern) -> 
         truth(x, w, None, residual, "relu").check(y.cpu(), f"{pattern} m={m}")
 
 
-def test_slabs_that_are_not_aligned_are_an_error_and_no_launch() -> None:
-    op, matrix = on_gpu(NM(2, 4), drawn(NM(2, 4), 64, 64, torch.bfloat16))
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
-    odd = torch.empty(packed[0].numel() + 1, dtype=torch.bfloat16, device="cuda")[1:].copy_(packed[0])
+@pytest.mark.parametrize(
+    ("pattern", "kernel"),
+    [(NM(2, 4), "cuda_decode"), (Unstructured(), "cuda_decode"), (Unstructured(), "cuda_gaps")],
+    ids=str,
+)
+def test_slabs_that_are_not_aligned_are_an_error_and_no_launch(pattern: Pattern, kernel: str) -> None:
+    op, matrix = on_gpu(pattern, drawn(pattern, 64, 64, torch.bfloat16, 0.2))
+    (slabs, *rest), table = prepare(op, matrix, [(None, kernel, "")])
+    odd = torch.empty(slabs.numel() + 1, dtype=torch.bfloat16, device="cuda")[1:].copy_(slabs)
     with pytest.raises(KernelError, match="aligned to 16 bytes"):
-        op.call(torch.randn(1, 64, device="cuda").bfloat16(), [odd], None, table, "none")
+        op.call(torch.randn(1, 64, device="cuda").bfloat16(), [odd, *rest], None, table, "none")
     torch.cuda.synchronize()
