@@ -8,49 +8,60 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+Row = dict[str, Any]
+CELL = ("op", "model", "shape", "pattern", "density", "mask", "m", "batch", "mode")
+LINES = 70  # of a page
 
-def steps(folder: Path) -> list[str]:
-    """How each step ended."""
-    return [f"  {line}" for line in (folder / "steps.txt").read_text().splitlines()]
+
+def fastest(rows: list[Row]) -> list[Row]:
+    """Of each cell the fastest row that is right."""
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        cell = tuple(row.get(each) for each in CELL)
+        right = row.get("speedup") and not (row.get("error_ratio") or 0) > 1
+        if right and (cell not in best or row["speedup"] > best[cell]["speedup"]):
+            best[cell] = row
+    return list(best.values())
+
+
+def gain(count: Any, group: list[Row]) -> str:
+    """What rows at one number of rows (or one batch) say: the median gain over dense and share of the limit."""
+    said = f"{count}: {median(row['speedup'] for row in group):.2f}x"
+    shares = [row["limit_fraction"] for row in group if row.get("limit_fraction")]
+    return said + (f" {median(shares):.0%}" if shares else "")
 
 
 def figures(path: Path) -> list[str]:
-    """What a result file says: how many rows, and of the fastest right kernel of each cell its share of the limit."""
+    """What a result file says, a line for each pattern, with the kernels that were fastest."""
     try:
         found = json.loads(path.read_text())
     except ValueError:
         return [f"  {path.name}: cut off"]
     rows = [row for row in found["rows"] if row.get("op") != "peer"]
-    wrong = [row for row in rows if (row.get("error_ratio") or 0) > 1]
-    best: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        if row not in wrong and row.get("sparse_us"):
-            cell = tuple(row.get(each) for each in ("op", "shape", "pattern", "density", "mask", "m", "mode"))
-            if cell not in best or row["sparse_us"] < best[cell]["sparse_us"]:
-                best[cell] = row
-    said = [f"  {path.name}: {len(rows)} rows, {len(wrong)} wrong"]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in best.values():
-        groups.setdefault((row.get("pattern"), row.get("density"), row.get("m")), []).append(row)
-    for (pattern, density, m), group in groups.items():
-        gains, shares = ([r[what] for r in group if r.get(what)] for what in ("speedup", "limit_fraction"))
-        if gains and shares:
-            kernels = ", ".join(sorted({f"{r['kernel']} {r['config']}".rstrip() for r in group}))
-            said.append(
-                f"    {pattern} {density:.0%} at {m} rows: {median(gains):.2f}x dense ({min(gains):.2f} to "
-                f"{max(gains):.2f}), {median(shares):.0%} of the limit, {kernels}"
-            )
+    wrong = sum((row.get("error_ratio") or 0) > 1 for row in rows)
+    said = [
+        f"  {path.name}: {len(rows)} rows, {wrong} wrong; rows of x (or batch): gain over the best dense, of the limit"
+    ]
+    patterns: dict[str, dict[Any, list[Row]]] = {}
+    for row in fastest(rows):
+        parts = (row.get("model"), row.get("pattern"), f"{row['density']:.0%}" if row.get("density") else None)
+        name = " ".join(str(part) for part in parts if part)
+        patterns.setdefault(name, {}).setdefault(row.get("m") or row.get("batch"), []).append(row)
+    for name, counts in patterns.items():
+        kernels = sorted({row.get("kernel") or "" for group in counts.values() for row in group} - {""})
+        line = ", ".join(gain(count, group) for count, group in counts.items())
+        said.append(f"    {name}  {line}" + (f"  ({', '.join(kernels)})" if kernels else ""))
     return said
 
 
 def main(folder: Path) -> None:
-    """Prints the page, and keeps it beside the results."""
-    page = [f"summary of {folder}", "steps", *steps(folder)]
+    """Prints the page."""
+    page = [f"summary of {folder}", "steps", *(f"  {line}" for line in (folder / "steps.txt").read_text().splitlines())]
     found = sorted(folder.glob("*.json"))
     page += ["results" if found else "results: none, nothing was measured"]
     for path in found:
         page += figures(path)
-    print("\n".join(page[:70] + (["  ..."] if len(page) > 70 else [])))  # noqa: T201, a command's output
+    print("\n".join(page[:LINES] + (["  ..."] if len(page) > LINES else [])))  # noqa: T201, a command's output
 
 
 if __name__ == "__main__":

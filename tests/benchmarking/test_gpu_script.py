@@ -100,8 +100,8 @@ def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
         "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "training", "models", "tokens", "train",
         "check", "counters",
     ]  # fmt: skip
-    assert "  ops.json: 1 rows, 0 wrong" in page
-    assert "    2:4 50% at 8 rows: 1.50x dense (1.50 to 1.50), 80% of the limit, cuda_decode c2 s4" in page
+    assert any(line.startswith("  ops.json: 1 rows, 0 wrong") for line in page)
+    assert "    2:4 50%  8: 1.50x 80%  (cuda_decode)" in page
 
 
 def test_the_next_run_goes_on_with_what_is_missing(stand_ins: Path) -> None:
