@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ PACKED_ONCE_MORE = 1 << 24  # elements up to which packing is timed on its own
 class Settings:
     """What to measure. only: cells whose name holds one of these texts; seconds: for each cell; smoke: only that it
     works; peers: torch's own sparse tensors too; gradients: what training takes, too; compiled: torch.compile's dense
-    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph.
+    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph; known: cells (as `cell_of` names
+    them) that were measured before and are left out, products of training aside.
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -51,6 +53,7 @@ class Settings:
     gradients: bool = True
     compiled: bool = False
     modes: Sequence[str] = ("eager",)
+    known: frozenset[tuple[Any, ...]] = frozenset()
 
     def timer(self, mode: str) -> Timer:
         """The clock of a mode."""
@@ -74,6 +77,19 @@ def run(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
         torch.set_num_threads(before)
 
 
+def cell_of(row: Row) -> tuple[Any, ...]:
+    """What names the cell of a result row."""
+    return tuple(row.get(each) for each in ("shape", "pattern", "density", "mask", "dtype", "m", "mode", "threads"))
+
+
+def _known(settings: Settings, name: str, case: Case, dtype: torch.dtype, m: int) -> bool:
+    """Whether all that is to be measured of a case at m rows stands in a result already."""
+    described = (name, str(case.pattern), round(case.density, 4), case.mask, str(dtype).removeprefix("torch."), m)
+    return not (settings.gradients and trained(case, [m])) and all(
+        (*described, mode, torch.get_num_threads()) in settings.known for mode in settings.modes
+    )
+
+
 def _count(settings: Settings, nbytes: int) -> int:
     """Copies that make a side cold."""
     cold = 1 if settings.smoke else min(COLD * last_level_cache(settings.device), COPIES_LIMIT)
@@ -93,7 +109,9 @@ def _shape(
     weights = [held[0] for held in copies([w], _count(settings, w.numel() * w.element_size()))]
     packed = panels(weights)
     for case in chosen:
-        rows = case.rows if settings.rows is None else settings.rows
+        rows = [m for m in settings.rows or case.rows if not _known(settings, name, case, dtype, m)]
+        if not rows:
+            continue
         subject = Subject(name, pruned(shape, case, dtype, device=settings.device), None)
         if case.values:
             yield from _scaled(settings, subject, case, rows, limits)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from benchmarks import results
 from benchmarks.cases import smoke_cases
+from benchmarks.ops import cell_of
 from suites import CPU, run_command, spoil_block_kernel
 
 from result_rows import row
@@ -33,6 +34,29 @@ def test_the_command_writes_a_result_file(clock: None, tmp_path: Path) -> None:
     assert {row["pattern"] for row in result["rows"]} == {str(case.pattern) for case in smoke_cases()}
     assert {row["dtype"] for row in result["rows"]} == {"float32", "bfloat16"}
     assert list(path.parent.iterdir()) == [path], "no half-written file is left"
+
+
+def test_continue_measures_only_the_cells_that_are_missing(clock: None, tmp_path: Path) -> None:
+    path = tmp_path / "ops.json"
+    arguments = ["ops", "--smoke", "--no-gradients", "--no-peers", "--dtypes", "float32", "--json", str(path)]
+    assert run_command(*arguments)[0] == 0
+    whole = json.loads(path.read_text())
+    cell = whole["rows"][-1]
+    kept = [each for each in whole["rows"] if cell_of(each) != cell_of(cell)]
+    assert 0 < len(kept) < len(whole["rows"])
+    path.write_text(json.dumps({**whole, "rows": kept}))
+    code, _ = run_command(*arguments, "--continue")
+    assert code == 0
+    found = json.loads(path.read_text())["rows"]
+    assert found[: len(kept)] == kept, "what was there stays"
+    assert {cell_of(each) for each in found[len(kept) :]} == {cell_of(cell)}
+
+
+def test_continue_mixes_no_devices(clock: None, tmp_path: Path) -> None:
+    path = tmp_path / "ops.json"
+    path.write_text(json.dumps({"device": {"name": "Another CPU"}, "commit": "", "date": "", "rows": []}))
+    code, _ = run_command("ops", "--smoke", "--json", str(path), "--continue")
+    assert code == 2
 
 
 def test_the_train_suite_gets_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
