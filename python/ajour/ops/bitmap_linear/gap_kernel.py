@@ -19,7 +19,7 @@ from ajour._native import native
 from ajour.formats.bitmap import BitmapMatrix
 from ajour.memory import on_host
 from ajour.ops import decode
-from ajour.ops.bitmap_linear.native_kernel import pack_rows, rows_view, unpack_rows
+from ajour.ops.bitmap_rows import pack_rows, rows_view, unpack_rows
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Pattern
