@@ -102,6 +102,13 @@ def test_masks_need_a_model_with_those_weights_and_values() -> None:
         ajour.read({"fc": mask[:8]}, Tied())
 
 
+def test_ties_may_hold_nan() -> None:
+    wanted, model = state_of(Tied()), Tied()
+    wanted["head.weight"][0, 0] = wanted["embed.weight"][0, 0] = float("nan")
+    ajour.read(wanted, model)
+    assert bool(model.head.weight[0, 0].isnan())
+
+
 def test_differences_of_another_dtype_are_refused() -> None:
     delta = {"fc.sft_delta.values": torch.ones(2), "fc.sft_delta.indices": torch.tensor([1, 2])}
     with pytest.raises(FileError, match=r"float32, the model's.*torch.float16; call model.to"):

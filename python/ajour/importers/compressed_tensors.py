@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ajour.importers.tool import PART
 from ajour.terms.errors import FileError
 
 FORMATS = ("sparse-24-bitmask", "sparse-bitmask")
+VALUES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+)  # fmt: skip
 PARTS = ("compressed", "bitmask", "shape", "row_offsets")
 
 
@@ -86,20 +90,37 @@ def decompress(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, st
     values, bits = tensors[parts["compressed"]], tensors[parts["bitmask"]]
     if bits.dtype != torch.uint8 or tuple(bits.shape) != (n, -(-k // 8)):
         raise FileError(f"{parts['bitmask']}: expected uint8 {(n, -(-k // 8))}, found {bits.dtype} {tuple(bits.shape)}")
-    bits = torch.stack([(bits >> place) & 1 for place in range(8)], dim=-1)  # little bit order along a row
-    live = bits.view(torch.bool).view(n, -(-k // 8) * 8)
-    if bool(live[:, k:].any()):
-        raise FileError(f"{parts['bitmask']}: a bit is set beyond the {n}x{k} weight")
-    live = live[:, :k]
-    counts = live.sum(-1)
-    if values.numel() != int(counts.sum()) or values.dim() not in (1, 2):
-        raise FileError(f"{parts['compressed']}: expected {int(counts.sum())} values, found {tuple(values.shape)}")
-    if values.dim() == 2 and (values.shape[0] != n or bool((counts != values.shape[1]).any())):
+    if values.dtype not in VALUES:
+        raise FileError(f"{parts['compressed']}: expected floating-point values, found {values.dtype}")
+    dense, flat, counts, start = values.new_zeros(n, k), values.flatten(), [], 0
+    for rows, some in zip(dense.split(max(1, PART // max(k, 1))), bits.split(max(1, PART // max(k, 1))), strict=True):
+        live = _unpacked(some)
+        if bool(live[:, k:].any()):
+            raise FileError(f"{parts['bitmask']}: a bit is set beyond the {n}x{k} weight")
+        live = live[:, :k]
+        counts.append(live.sum(-1))
+        end = start + int(counts[-1].sum())
+        if end <= flat.numel():
+            rows[live] = flat[start:end]
+        start = end
+    if flat.numel() != start or values.dim() not in (1, 2):
+        raise FileError(f"{parts['compressed']}: expected {start} values, found {tuple(values.shape)}")
+    _check_rows(tensors, layer, parts, values, torch.cat(counts))
+    return dense
+
+
+def _unpacked(bits: Tensor) -> Tensor:
+    """bool [n, 8 * bytes], the lowest bit of a byte first."""
+    return torch.stack([(bits >> place) & 1 for place in range(8)], dim=-1).view(torch.bool).flatten(1)
+
+
+def _check_rows(
+    tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str], values: Tensor, counts: Tensor
+) -> None:
+    """What else a file says of the non-zeros of each row."""
+    if values.dim() == 2 and (values.shape[0] != len(counts) or bool((counts != values.shape[1]).any())):
         raise FileError(f"{parts['bitmask']}: expected {values.shape[1]} bits in every row of {layer!r}")
     if "row_offsets" in parts:
         offsets = tensors[parts["row_offsets"]].flatten()
         if not torch.equal(offsets.long(), counts.cumsum(0) - counts):
             raise FileError(f"{parts['row_offsets']} does not agree with the bits that are set")
-    dense = values.new_zeros(n, k)
-    dense[live] = values.flatten()
-    return dense

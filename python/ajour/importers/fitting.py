@@ -69,8 +69,13 @@ def check_tensors(state: Mapping[str, Tensor], held: Mapping[str, Tensor], where
                 f"{where}: {name!r} is {kind} in the file, {here.dtype} in the model; call model.to({kind})"
             )
         twin = first.setdefault(id(here), name)
-        if twin != name and not torch.equal(state[twin], value):
+        if twin != name and not torch.equal(_bits(state[twin]), _bits(value)):
             raise FileError(f"{where}: {name!r} and {twin!r} are tied in the model, and differ in the file")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Its bytes: a NaN is equal to itself."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ajour.importers import asp, maskllm, modelopt, nncf, openlth, parametrization, torch_prune
+from ajour.importers import asp, maskllm, modelopt, nncf, openlth, parametrization, plain_zeros, torch_prune
 from ajour.importers.tool import Found, masked
 
 TOOLS = (torch_prune.TOOL, parametrization.TOOL, modelopt.TOOL, asp.TOOL, maskllm.TOOL, nncf.TOOL, openlth.TOOL)
 PARTS = frozenset(part for tool in TOOLS for part in tool.parts)  # what tools leave on a layer
-_NOWHERE = "it holds no parameter named weight; a hook or a wrapper makes its weight on the fly"
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def read_weight(module: nn.Module, rooted: Rooted | None = None) -> Found:
         found = each.on_module(module)
         if found is not None:
             return found
-    return Found(None, reason=_NOWHERE) if weight is None else Found(weight.detach())
+    return plain_zeros.on_module(module)
 
 
 def read_bias(module: nn.Module) -> Tensor | None:

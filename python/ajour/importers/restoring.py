@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ajour.importers import mapping, nncf
+from ajour.importers import mapping, nncf, plain_zeros
 from ajour.importers.checkpoint import Checkpoint
 from ajour.importers.compressed_tensors import compressed_layers, decompress, refuse, refuse_names, sizes
 from ajour.importers.live import TOOLS
@@ -44,16 +44,18 @@ def restored(checkpoint: Checkpoint, mask_key: str | None = None) -> list[Stored
     """
     refuse(checkpoint.config, str(checkpoint.path))
     if checkpoint.metadata.get("format") == FORMAT:
-        return list(_own(read_saved(checkpoint.path)))
+        own = list(_own(read_saved(checkpoint.path)))
+        check_expansion(checkpoint, sum(math.prod(stored.shape) for stored in own))
+        return own
     refuse_names(checkpoint.shapes, str(checkpoint.path))
     packed, used = _packed(checkpoint)
     masks = list(_masked(checkpoint, mask_key))
     for place, _ in masks:
         used |= {place.weight, *place.masks, *place.beside}
     found = [*packed, *(_applied(checkpoint, place, tool) for place, tool in masks)]
-    plain = [name for name in checkpoint if name not in used]
-    nncf.refuse_hooks(plain, str(checkpoint.path))
-    found += [Stored(name, checkpoint.shapes[name], partial(checkpoint.__getitem__, name)) for name in plain]
+    plain = list(plain_zeros.places(checkpoint.shapes, used))
+    nncf.refuse_hooks((place.weight for place in plain), str(checkpoint.path))
+    found += [_applied(checkpoint, place, None) for place in plain]
     _check_names(checkpoint, found)
     order = {name: place for place, name in enumerate(checkpoint)}
     return sorted(found, key=lambda stored: order.get(stored.name, order.get(f"{stored.name}_orig", len(order))))
@@ -111,7 +113,7 @@ def _masked(checkpoint: Checkpoint, mask_key: str | None) -> Iterator[tuple[Plac
                 yield place, tool
 
 
-def _applied(checkpoint: Checkpoint, place: Place, tool: str) -> Stored:
+def _applied(checkpoint: Checkpoint, place: Place, tool: str | None) -> Stored:
     shape, read = checkpoint.shapes[place.weight], partial(_read, checkpoint, place)
     source = tool if place.masks else None
     return Stored(place.name, shape, read, made=bool(place.masks), source=source, note=place.note)
