@@ -79,6 +79,18 @@ def test_inspect_a_factory() -> None:
     assert "2 layers: 2 with zeros" in run("inspect", "factories:pruned").output
 
 
+def test_project_says_what_it_costs_and_saves_only_when_asked(tmp_path: Path) -> None:
+    result = run("project", "factories:pruned", "1:4", "--permute", "--shape", "4x64", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.output)["layers"]
+    assert [row["permuted"] for row in rows] == [True, True]
+    assert all(0 < row["energy_lost"] < row["energy_lost_unpermuted"] and row["output_error"] > 0 for row in rows)
+    assert "2 fit as they are" in run("project", "factories:pruned", "2:4").output
+    path = tmp_path / "model.safetensors"
+    assert run("project", "factories:pruned", "1:4", "--permute", "-o", path).exit_code == 0
+    assert isinstance(ajour.load(path, pruned())[0], ajour.nn.Permuted)
+
+
 def test_inspect_a_file(converted: Path) -> None:
     result = run("inspect", converted, "--json")
     assert result.exit_code == 0, result.output

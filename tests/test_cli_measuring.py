@@ -197,7 +197,9 @@ def test_the_demo_refuses_a_page_that_can_not_be_written_before_it_measures(
     assert (tmp_path / "new").is_dir()
 
 
-@pytest.mark.parametrize("verb", ["doctor", "inspect", "limits", "plan", "convert", "bench", "verify", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["doctor", "inspect", "limits", "project", "plan", "convert", "bench", "verify", "demo"]
+)
 def test_every_verb_can_print_json(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     result = run(verb, "--help")

@@ -69,9 +69,15 @@ WEIGHTS = {
         Weight(Unstructured(), 0.1, edge="empty rows"),
         Weight(Unstructured(), 0.1, edge="full rows"),
     ),
+    "split_linear": (
+        Weight(Unstructured(), 0.5),
+        Weight(Unstructured(), 0.0),
+        Weight(Unstructured(), 1.0),
+        Weight(Unstructured(), 0.3, skew=True),
+        Weight(Unstructured(), 0.6, edge="empty rows"),
+    ),
     "dense_linear": (Weight(Dense()),),
 }
-WEIGHTS["split_linear"] = WEIGHTS["bitmap_linear"]
 
 
 def of(op: str) -> list[str]:

@@ -23,7 +23,8 @@ class Permuted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """layer(x: [..., k], its features put in order)."""
-        y: Tensor = self.layer(x.index_select(-1, self.ajour_order))
+        # index_select takes twice as long for bfloat16, and 3/4 of the time for float32 (512 x 4096, Zen 5)
+        y: Tensor = self.layer(x.gather(-1, self.ajour_order.expand(x.shape)))
         return y
 
     @property

@@ -20,8 +20,8 @@ FRIENDLY = (Block(32, 32), Block(16, 16))  # what block kernels are fastest at o
 GPU_SHARES = {16: 0.35, 32: 0.5, 64: 0.75, 128: 0.85}
 GPU_SLOWER = 1.5
 # A split weight needs more bytes than a bitmap, and at one row bytes decide; at many the chunked kernel does as well
-# with all values as the 2:4 one with half of them. Half of three weights zero, it took 1 / 1.1 to 1 / 1.7 of the time
-# of the best bitmap kernel at 4 to 32 rows (bfloat16; float32: at 4 and 8), and more at 1, 2 and 64 (one Zen 5 thread).
+# with all values. On three weights with half of their entries zero the split was 1.1 to 1.7 times as fast as the best
+# bitmap kernel at 4 to 32 rows (bfloat16; float32: 4 and 8), and slower at 1, 2 and 64 (one thread of Zen 5).
 SPLIT_ROWS = range(3, 49)
 _OPS = {NM: "nm_linear", Block: "block_linear", Unstructured: "bitmap_linear"}
 _BYTES = {"float32": 4, "float64": 8}
