@@ -205,6 +205,11 @@ def _models(asked: argparse.Namespace, device: torch.device, threads: list[int],
 
     every = smoke_subjects() if asked.smoke else subjects(device.type)
     chosen = [each for each in every if any(text in f"{each} {each.dtype}" for text in asked.only.split(","))]
+    if asked.dtypes:
+        wanted = _dtypes(asked, device)
+        chosen = [each for each in chosen if each.dtype in wanted]
+    if not chosen:
+        raise ValueError(f"--only and --dtypes leave none of the models {', '.join(dict.fromkeys(map(str, every)))}")
     seconds = 0.05 if asked.smoke else max(asked.seconds, 2.0)
     compiled = not asked.no_compile and not asked.smoke
     settings = Settings(chosen, threads, device, seconds, compiled, _modes(asked, device))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import results
+from benchmarks import models, results
 from benchmarks.cases import smoke_cases
 from benchmarks.ops import cell_of
 from suites import CPU, run_command, spoil_block_kernel
@@ -144,3 +144,19 @@ def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture
     assert "'int8' is no dtype here" in capsys.readouterr().err
     assert run_command("ops", "--shapes", "nothing")[0] == 2
     assert "no shape is called like 'nothing'" in capsys.readouterr().err
+
+
+def test_models_that_nobody_asked_for_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def run(settings: models.Settings, plans: object) -> list[tuple[str, list[dict[str, object]]]]:
+        asked.extend(f"{each} {str(each.dtype)[6:]}" for each in settings.subjects)
+        return []
+
+    monkeypatch.setattr(models, "run", run)
+    assert run_command("models", "--only", "GPT-2-like decoder 2:4", "--dtypes", "bfloat16")[0] == 0
+    assert asked == ["GPT-2-like decoder 2:4 bfloat16"]
+    assert run_command("models", "--only", "MiniLM", "--dtypes", "bfloat16")[0] == 2
+    assert "--only and --dtypes leave none of the models MiniLM-L6 2:4, " in capsys.readouterr().err
