@@ -65,6 +65,7 @@ class Saved:
 
 def describe(saved: Saved) -> dict[str, str]:
     """The metadata of a file, every value JSON but format and version."""
+    masks = {name: shape for name, (_, shape) in saved.masks.items()}
     return {
         "format": FORMAT,
         "version": str(VERSION),
@@ -72,8 +73,7 @@ def describe(saved: Saved) -> dict[str, str]:
         "ties": json.dumps(saved.ties),
         "buffers": json.dumps(sorted(saved.buffers)),
         "plan": saved.plan,
-        "masks": json.dumps({name: shape for name, (_, shape) in saved.masks.items()}),
-    }
+    } | ({"masks": json.dumps(masks)} if masks else {})
 
 
 def mask_key(name: str) -> str:

@@ -209,8 +209,11 @@ class Masks(MutableMapping[str, Mask]):
             with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
                 about = file.metadata() or {}
                 key, place = ("masks", mask_key) if about.get("format") == FORMAT else ("shapes", str)
-                if about.get("format") not in (_FORMAT, FORMAT) or about.get("version") != str(_VERSION):
-                    raise FileError(f"{path} holds no masks of version {_VERSION}; write them with Masks.save")
+                known = about.get("format") in (_FORMAT, FORMAT) and about.get("version") == str(_VERSION)
+                if not known or key not in about:
+                    raise FileError(
+                        f"{path} holds no masks of version {_VERSION}; write them with Masks.save or ajour.save(masks=)"
+                    )
                 shapes = json.loads(about[key])
                 state = {name: file.get_tensor(place(name)) for name in shapes}
         except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
