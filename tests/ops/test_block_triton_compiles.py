@@ -96,16 +96,12 @@ def test_the_first_configuration_keeps_everything_in_registers(
 
 
 @pytest.mark.parametrize("sm", [80, 90])
-@pytest.mark.parametrize("pattern", [Block(16, 16), Block(64, 64), Block(128, 32)], ids=str)
+@pytest.mark.parametrize("pattern", [Block(16, 16), Block(64, 64)], ids=str)
 def test_every_configuration_for_many_rows_keeps_everything_in_registers(
     pattern: Block, sm: int, tmp_path: Path
 ) -> None:
-    turned = Block(pattern.cols, pattern.rows)
-    forward = [(text, False) for text in configs(problem(pattern, "bfloat16", 8192, sm))]
-    backward = [(text, True) for text in configs(problem(turned, "bfloat16", 8192, sm)) if pattern != turned]
-    for text, transposed in forward + backward:
-        config = parse(text)
-        ptx = check(product(pattern, "bfloat16", config, transposed, sm), "bfloat16", sm, 64, tmp_path)
+    for config in map(parse, configs(problem(pattern, "bfloat16", 8192, sm))):
+        ptx = check(product(pattern, "bfloat16", config, False, sm), "bfloat16", sm, 64, tmp_path)
         assert ("cp.async.bulk.tensor" in ptx) == config.tma
 
 
@@ -120,7 +116,7 @@ def test_tf32_uses_the_tensor_cores_only_where_it_was_asked_for(tmp_path: Path) 
 @pytest.mark.parametrize("sm", [80, 90])
 @pytest.mark.parametrize(
     ("pattern", "dtype"),
-    [(each, "bfloat16") for each in BLOCKS] + [(each, "float32") for each in (BLOCKS[0], BLOCKS[3])],
+    [*((each, "bfloat16") for each in BLOCKS), (BLOCKS[1], "float32")],
     ids=str,
 )
 def test_every_configuration_of_sddmm_keeps_everything_in_registers(
