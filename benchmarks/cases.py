@@ -20,15 +20,17 @@ class Case:
     """A pattern with a density (what an N:M pattern keeps is its own), a kind of mask, and the rows it is meant for.
 
     mask: "random"; "skewed", rows of very different density; "balanced", as many live blocks in every block row.
+    values: "e4m3" for a layer in 8-bit floats, else x's own.
     """
 
     pattern: Pattern
     density: float
     mask: str
     rows: tuple[int, ...]
+    values: str = ""
 
     def __str__(self) -> str:
-        return f"{self.pattern} {self.density:.0%} {self.mask}"
+        return f"{self.values or self.pattern} {self.density:.0%} {self.mask}"
 
 
 def cases(device: str = "cpu") -> list[Case]:
@@ -51,6 +53,7 @@ def _cpu_cases() -> list[Case]:
 def _gpu_cases() -> list[Case]:
     blocks = (64, 512, 2048, 8192)
     made = [Case(NM(2, 4), 0.5, "random", (*DECODE, *PREFILL)), Case(NM(1, 4), 0.25, "random", DECODE)]
+    made += [Case(NM(2, 4), 0.5, "random", (*DECODE, *PREFILL), "e4m3")]
     made += [Case(Unstructured(), density, "random", DECODE) for density in (0.5, 0.3, 0.1)]
     for side in (128, 64, 32, 16):
         made += [Case(Block(side, side), density, "random", (1, *blocks)) for density in (0.1, 0.2, 0.5)]

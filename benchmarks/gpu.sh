@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, the largest unknown first: gpu.sh RESULTS MINUTES [STEPS]
-# STEPS are some of: build doctor tests sanitizer decode blocks prefill training calls models tokens train check counters.
-# No step stops another one; what depends on a build or a card that is not there is "not run". RESULTS/steps.txt says how
-# each step ended: a step that ended well is not run again, one that ran out of time goes on where it stopped, so the
-# same command finishes what MINUTES cut off. What another commit left moves to a folder of its name. The last page
-# printed is a summary. COMMIT names the commit where .git is missing. The card's own settings (clocks, power, MIG) are
-# read, never changed.
+# STEPS are some of: build doctor tests sanitizer decode blocks prefill crossover e4m3 training calls models tokens train
+# check counters drain. No step stops another one; what depends on a build or a card that is not there is "not run".
+# RESULTS/steps.txt says how each step ended: a step that ended well is not run again, one that ran out of time goes on
+# where it stopped, so the same command finishes what MINUTES cut off. What another commit left moves to a folder of its
+# name. The last page printed is a summary. COMMIT names the commit where .git is missing, CUTLASS its headers' folder
+# where nvidia-cutlass is not installed. The card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
 deadline=$((SECONDS + ${2:-9} * 60 - 10))  # ten seconds for the summary and whoever collects the results
-steps=${3:-build doctor tests sanitizer decode blocks prefill training models tokens train check counters}
+steps=${3:-build doctor tests sanitizer decode blocks prefill crossover e4m3 training models tokens train check counters}
 cd "$(dirname "$0")/.." || exit 2
 log=$results/log.txt
 known=$results/steps.txt
@@ -89,10 +89,12 @@ print("python", sys.version.split()[0], "missing:", ", ".join(missing) or "nothi
 PY
 
 # for this card alone, which halves the compiler's time; isolated from no network, so with what is installed
+# every configuration of the kernels for sm_90a, a source each
 capability=$([ "$card" = no ] || python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
 [ "$capability" = 90 ] && capability=90a
 step build 300 python3 -m pip install --no-build-isolation --no-deps --force-reinstall \
-  --config-settings=cmake.define.AJOUR_CUDA=ON \
+  --config-settings=cmake.define.AJOUR_CUDA=ON --config-settings=cmake.define.AJOUR_SM90_CONFIGS=ALL \
+  ${CUTLASS:+--config-settings=cmake.define.AJOUR_CUTLASS="$CUTLASS"} \
   --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="$capability-real" .
 [ $? = 0 ] || [ "$card" = no ] || built=no
 
@@ -110,6 +112,12 @@ measure blocks 90 ops --modes graph --no-compile --no-gradients --only 'block 64
   --rows 64,512,2048,8192 --shapes 'MLP 4096x16384,Llama-3-8B up,Llama-3-70B up' --seconds 0.1
 measure prefill 60 ops --modes graph --no-compile --no-gradients --only 2:4 --rows 256,512,1024,2048,4096,8192 \
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
+# from one row to 16384: where each kernel of 2:4 ends and the next begins
+measure crossover 150 ops --modes graph --no-compile --no-gradients --only 2:4 \
+  --rows 1,16,64,128,256,512,1024,2048,4096,8192,16384 --shapes 'Llama-3-8B up,Llama-3-8B down,Llama-3-70B up,Qwen2.5-7B' \
+  --seconds 0.1
+measure e4m3 60 ops --modes graph --no-compile --only e4m3 --rows 1,16,64,128,2048,8192 \
+  --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
 measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x64 10% random' --rows 8192 \
   --shapes 'MLP 4096x16384' --seconds 0.1
 measure calls 20 ops --modes eager --no-compile --no-peers --shapes tiny
@@ -120,6 +128,7 @@ measure train 60 train
 step check 60 python3 -m benchmarks check
 
 step counters 60 bash benchmarks/profile.sh 2:4
+step drain 60 bash benchmarks/profile.sh 2:4 many
 
 echo
 python3 benchmarks/gpu_summary.py "$results"

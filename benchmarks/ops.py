@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ajour.detect import detect
+from ajour.formats.e4m3 import EXPONENTS
 from ajour.ops.prepare import prepare
 from ajour.planning.candidates import Form, candidates
 from ajour.planning.device import last_level_cache
@@ -24,6 +25,7 @@ from benchmarks.cell import Cell, Held, HeldPeer, Row, Work, first_line
 from benchmarks.control import panels
 from benchmarks.gradients import gradient_rows, trained
 from benchmarks.peers import FAILURES, Peer, held_bytes, peers_for
+from benchmarks.scaled import scaled_rows, work_of
 from benchmarks.shapes import TINY
 
 MOST_COPIES = 2048  # of a weight so small that no more of them make a difference
@@ -99,6 +101,7 @@ def _shape(
 ) -> Iterator[tuple[str, list[Row]]]:
     cases = [tiny_case()] if name in TINY else settings.cases
     chosen = [case for case in cases if any(text in f"{name} {case}" for text in settings.only)]
+    chosen = [case for case in chosen if not case.values or dtype in EXPONENTS]
     if not chosen:
         return
     generator = torch.Generator(settings.device).manual_seed(1)
@@ -110,6 +113,9 @@ def _shape(
         if not rows:
             continue
         subject = Subject(name, pruned(shape, case, dtype, device=settings.device), None)
+        if case.values:
+            yield from _scaled(settings, subject, case, rows, limits)
+            continue
         built, refused = _built(settings, subject, case, rows)
         matrix = Form(case.pattern).op.matrix.from_dense(subject.w, case.pattern)
         work = Work(matrix.nbytes, matrix.values.numel())
@@ -127,6 +133,17 @@ def _shape(
             timer = settings.timer("eager")
             cell = Cell(subject, case, work, m, "eager", limits[settings.modes[-1]], timer, settings.seconds)
             yield f"{name} {case} at {m} rows", gradient_rows(cell, weights, _count(settings, work.nbytes))
+
+
+def _scaled(
+    settings: Settings, subject: Subject, case: Case, rows: Sequence[int], limits: dict[str, Limits]
+) -> Iterator[tuple[str, list[Row]]]:
+    """The cells of a case in 8-bit floats."""
+    work = work_of(subject.w)
+    for m in rows:
+        for mode in settings.modes:
+            cell = Cell(subject, case, work, m, mode, limits[mode], settings.timer(mode), settings.seconds)
+            yield f"{subject.name} {case} at {m} rows", scaled_rows(cell, lambda nbytes: _count(settings, nbytes))
 
 
 def _built(settings: Settings, subject: Subject, case: Case, rows: Sequence[int]) -> tuple[list[Built], list[str]]:

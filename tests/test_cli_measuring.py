@@ -83,7 +83,7 @@ def test_bench_exits_1_where_the_verification_fails(quick: None, monkeypatch: py
 
 @pytest.mark.parametrize("verb", ["limits", "plan", "bench"])
 def test_a_default_shape_that_does_not_fit_asks_for_one_that_does(verb: str) -> None:
-    result = run(verb, "factories:pruned")  # takes 64 features
+    result = run(verb, "factories:reshaping")  # takes pictures, and does not show it
     assert result.exit_code == 2
     assert "--shape 1x3x224x224" in unwrapped(result)
     result = run(verb, "factories:pruned", "--shape", "4x63")

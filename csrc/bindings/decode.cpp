@@ -5,8 +5,10 @@
 #include "layout/decode_shape.h"
 #include "layout/gap_rows.h"
 #include "layout/nm_slabs.h"
+#include "layout/sm80_shape.h"
 #ifdef AJOUR_HAS_CUDA
 #include "cuda/decode.h"
+#include "cuda/nm_sm80.h"
 #endif
 
 namespace ajour::bindings {
@@ -123,7 +125,34 @@ void bind_gap_rows(py::module_& m) {
       .def_readonly("scratch_bytes", &GapShape::scratch_bytes);
 }
 
+// How the 2:4 kernel for many rows is laid over a device; without CUDA too.
+void bind_sm80_shape(py::module_& m) {
+  py::class_<Sm80Shape>(m, "Sm80Shape")
+      .def(py::init([](int64_t m, int64_t n, int64_t k, int panels, int warps_m, int tokens, int stages, int blocks,
+                       const DeviceLimits& device) {
+        return sm80_shape(m, n, k, {panels, warps_m, tokens}, stages, blocks, device.processors, device.block_shared);
+      }))
+      .def_readonly("stages", &Sm80Shape::stages)
+      .def_readonly("shared_bytes", &Sm80Shape::shared_bytes)
+      .def_readonly("scratch_bytes", &Sm80Shape::scratch_bytes)
+      .def_property_readonly("tiles", [](const Sm80Shape& shape) { return shape.stripes.tiles; })
+      .def_property_readonly("stripes", [](const Sm80Shape& shape) { return shape.stripes.stripes; })
+      .def("place",
+           [](const Sm80Shape& shape, int tile) { return py::make_tuple(shape.column_of(tile), shape.row_of(tile)); });
+}
+
 #ifdef AJOUR_HAS_CUDA
+void bind_sm80(py::module_& m) {
+  m.def("nm_sm80",
+        [](const Sm80Shape& shape, Address slabs, int n, int k, Address x, int64_t x_stride, int rows, Address bias,
+           Address residual, Address y, Address scratch, bool bfloat16, int activation, int device, Address stream) {
+          const bool whole_chunks = n % 8 == 0 && y % 16 == 0;
+          cuda::nm_sm80({at<uint8_t>(slabs), at<uint16_t>(x), x_stride, at<uint16_t>(bias), at<uint16_t>(residual),
+                         at<uint16_t>(y), whole_chunks, at<uint8_t>(scratch), rows, n, k, activation, shape},
+                        bfloat16, device, at(stream));
+        });
+}
+
 // The decode kernels; the last arguments are what ajour.ops.decode_call gives.
 void bind_products(py::module_& m) {
   m.def("device_limits", &cuda::device_limits);
@@ -179,7 +208,9 @@ void bind_products(py::module_& m) {
 void bind_decode(py::module_& m) {
   bind_slabs(m);
   bind_gap_rows(m);
+  bind_sm80_shape(m);
 #ifdef AJOUR_HAS_CUDA
+  bind_sm80(m);
   bind_products(m);
 #endif
 }

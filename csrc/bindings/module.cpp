@@ -44,6 +44,8 @@ PYBIND11_MODULE(_C, m) {
   bind_linear(m);
   bind_training(m);
   bind_decode(m);
+  bind_sm90(m);
+  bind_scaled(m);
 
   m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });
   m.def("best_cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::best_isa()); });

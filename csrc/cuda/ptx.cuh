@@ -51,6 +51,26 @@ __device__ __forceinline__ void copy_16(void* to, const void* from, int valid) {
                : "memory");
 }
 
+// Closes a group of this thread's copies, which may be empty.
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `pending` of this thread's latest groups, 0 to 3, are still under way.
+__device__ __forceinline__ void copies_wait(int pending) {
+  switch (pending) {
+    case 0:
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      break;
+    case 1:
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      break;
+    case 2:
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+      break;
+    default:
+      asm volatile("cp.async.wait_group 3;" ::: "memory");
+  }
+}
+
 // This thread arrives at the barrier once all its earlier copies have landed.
 __device__ __forceinline__ void arrive_with_copies(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");

@@ -8,6 +8,7 @@ from ajour.ops.functional import linear
 from ajour.planning.plan import Plan
 from ajour.planning.planner import plan
 from ajour.pruning import prune
+from ajour.quantization import quantize
 from ajour.roofline import limits
 from ajour.terms import errors
 from ajour.terms.errors import AjourError
@@ -15,6 +16,6 @@ from ajour.terms.pattern import NM, Block, Dense, Unstructured
 from ajour.verification import verify
 
 __all__ = [
-    "inspect", "plan", "convert", "revert", "save", "load", "verify", "limits", "prune", "linear",
+    "inspect", "plan", "convert", "revert", "save", "load", "verify", "limits", "prune", "quantize", "linear",
     "Dense", "NM", "Block", "Unstructured", "Plan", "formats", "nn", "train", "AjourError", "errors",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
 from os import PathLike
@@ -72,8 +72,7 @@ class Inspection:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.layers:
             yield _table(self)
-        reasons = [f"{layer.name}: {layer.reason}" for layer in self.layers if layer.reason]
-        yield from (_summary(self), *reasons, *(f"note: {note}" for note in self.notes))
+        yield from (_summary(self), *_reasons(self.layers), *(f"note: {note}" for note in self.notes))
 
 
 def inspect(model_or_path: nn.Module | str | PathLike[str]) -> Inspection:
@@ -148,6 +147,17 @@ def _row(layer: LayerInspection) -> dict[str, str]:
         "mask from": layer.mask_source or "",
         "convertible": "no, see below" if layer.reason else "yes",
     }
+
+
+def _reasons(layers: Sequence[LayerInspection]) -> Iterator[str]:
+    """Why layers can't be converted, each reason once."""
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.reason:
+            groups.setdefault(layer.reason, []).append(layer.name or "(the model)")
+    for reason, names in groups.items():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        yield f"{names[0]}{more}: {reason}"
 
 
 def _summary(inspection: Inspection) -> str:

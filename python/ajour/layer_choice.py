@@ -15,6 +15,23 @@ LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _PLACES = ("weight_orig", "parametrizations.weight.original", "weight")
 
 
+def match_layers(found: list[Layer], layers: LayerChoice | None) -> list[Layer]:
+    """Those of `found` that are meant, whatever can be done with them; without `layers` all of them.
+
+    Raises ConversionError if a name or glob matches nothing.
+    """
+    layers = [layers] if isinstance(layers, str) else layers
+    if layers is None:
+        return found
+    if callable(layers):
+        return [layer for layer in found if layers(layer.name, layer.module)]
+    for text in layers:
+        if not any(fnmatchcase(layer.name, text) for layer in found):
+            names = ", ".join(layer.name for layer in found[:8])
+            raise ConversionError(f"no layer matches {text!r}; the model's layers are {names}, ...")
+    return [layer for layer in found if any(fnmatchcase(layer.name, text) for text in layers)]
+
+
 def choose_layers(found: list[Layer], layers: LayerChoice | None) -> list[Layer]:
     """Those of `found` that are meant: without `layers` all that can be converted.
 
@@ -23,16 +40,7 @@ def choose_layers(found: list[Layer], layers: LayerChoice | None) -> list[Layer]
     name or glob matches nothing.
     """
     layers = [layers] if isinstance(layers, str) else layers
-    if callable(layers):
-        chosen = [layer for layer in found if layers(layer.name, layer.module)]
-    elif layers is None:
-        chosen = found
-    else:
-        for text in layers:
-            if not any(fnmatchcase(layer.name, text) for layer in found):
-                names = ", ".join(layer.name for layer in found[:8])
-                raise ConversionError(f"no layer matches {text!r}; the model's layers are {names}, ...")
-        chosen = [layer for layer in found if any(fnmatchcase(layer.name, text) for text in layers)]
+    chosen = match_layers(found, layers)
     named = set() if layers is None or callable(layers) else set(layers)
     for layer in chosen:
         if layer.reason is not None and layer.name in named:

@@ -96,9 +96,9 @@ def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
     done, _ = _run(stand_ins, "9")
     page = done.stdout[done.stdout.index("summary of ") :].splitlines()
     assert len(page) <= 71
-    assert [line.split(":")[0].strip() for line in page[3:16]] == [
-        "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "training", "models", "tokens", "train",
-        "check", "counters",
+    assert [line.split(":")[0].strip() for line in page[3:18]] == [
+        "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "crossover", "e4m3", "training",
+        "models", "tokens", "train", "check", "counters",
     ]  # fmt: skip
     assert any(line.startswith("  ops.json: 1 rows, 0 wrong") for line in page)
     assert "    2:4 50%  8: 1.50x 80%  (cuda_decode)" in page
@@ -159,6 +159,16 @@ def test_steps_can_be_picked(stand_ins: Path) -> None:
     assert sum("--json" in call for call in calls) == 2
 
 
+def test_the_crossover_is_measured_on_every_configuration(stand_ins: Path) -> None:
+    done, calls = _run(stand_ins, "9", "build crossover drain", CUTLASS="/somewhere/include")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = " ".join(calls)
+    assert "AJOUR_SM90_CONFIGS=ALL" in told
+    assert "AJOUR_CUTLASS=/somewhere/include" in told
+    assert "--rows 1,16,64,128,256,512,1024,2048,4096,8192,16384" in told
+    assert "--kernel-name regex:device_kernel" in told
+
+
 def test_time_is_kept_and_what_was_not_reached_is_said(stand_ins: Path) -> None:
     _command(stand_ins / "python3", _python(hangs=DECODE))
     copy = stand_ins.parent / "copy" / "benchmarks"
@@ -181,7 +191,7 @@ def test_without_a_card_every_step_that_needs_one_is_not_run(stand_ins: Path) ->
     done, calls = _run(stand_ins, "9")
     assert done.returncode == 3
     assert "no GPU here" in done.stdout
-    needing = ["build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "training", "models", "tokens"]
+    needing = ["build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "e4m3", "models", "tokens"]
     page = done.stdout[done.stdout.index("summary of ") :].splitlines()
     for name in [*needing, "train", "counters"]:
         assert f"  {name}: not run: this machine has no GPU" in page

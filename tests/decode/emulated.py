@@ -15,6 +15,7 @@ from ajour.formats import BitmapMatrix, NMMatrix
 from ajour.ops.bitmap_linear import decode_kernel as bitmap_kernel
 from ajour.ops.bitmap_linear import gap_kernel
 from ajour.ops.nm_linear import decode_kernel as nm_kernel
+from ajour.ops.nm_linear import slabs
 from ajour.terms.pattern import NM
 from ajour.terms.problem import ACTIVATIONS
 
@@ -71,7 +72,7 @@ def decode(
     pattern = matrix.pattern if isinstance(matrix.pattern, NM) else NM(1, 4)
     none = torch.empty(0, dtype=torch.int32)
     index, order = packed[1] if len(packed) > 1 else none, packed[2] if kernel == "gaps" else none
-    room = packed[2].numel() if len(packed) > 2 else nm_kernel.slabs_of(pattern, n, k).slab_bytes
+    room = packed[2].numel() if len(packed) > 2 else slabs.layout_of(pattern, n, k).slab_bytes
     values = (
         kind, m, n, k, pattern.keep, pattern.group, int(x.dtype == torch.bfloat16),
         ACTIVATIONS.index(activation), int(launch.bulk), launch.processors, launch.shared, launch.blocks, launch.stages,

@@ -5,54 +5,26 @@ Looks into the compiled extension, so it needs a build with CUDA, not a GPU; wit
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from ajour._native import HAS_CUDA, native
+from compiled import kernels, opcodes
 
 ARCHITECTURES = ("sm_80", "sm_90")
 KINDS = 2  # bfloat16 and float16
 # instances for each kind: tiles of 8 to 64 rows, straight code for three patterns up to 32 rows; or 1, 2 and 4 rows
 DECODERS = {"SparseMma": 4, "PlacedValues": 4 * 4 + 3 * 3, "BitmapDecoder": 4, "SparseLanes": 3, "gap_linear": 3}
 ON_CUDA_CORES = ("SparseLanes", "gap_linear")
-Kernels = dict[tuple[str, str], str]
-
-
-def dumped(option: str) -> str:
-    """What cuobjdump, of the CUDA toolkit or of Triton's package, says of the extension."""
-    if not HAS_CUDA:
-        pytest.skip("ajour was built without CUDA: nothing was said of its kernels' registers and instructions")
-    tool = shutil.which("cuobjdump")
-    if tool is None:
-        triton = pytest.importorskip("triton", reason="neither cuobjdump nor Triton, which brings it, is installed")
-        tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
-    return subprocess.run([tool, option, native.__file__], capture_output=True, text=True, check=True).stdout
-
-
-def kernels(text: str) -> Kernels:
-    """(architecture, name) -> what was said of each decode kernel."""
-    found, arch = {}, ""
-    for part in re.split(r"^(?=arch = |\s*Function)", text, flags=re.MULTILINE):
-        if part.startswith("arch = "):
-            arch = part.split()[2].rstrip("a")
-        elif (name := re.match(r"\s*Function\s*:?\s*(\w+)", part)) and re.search("stripe_linear|gap_linear", name[1]):
-            found[arch, name[1]] = part
-    return found
+DECODE = "stripe_linear|gap_linear"
 
 
 @pytest.fixture(scope="module")
 def instructions() -> dict[tuple[str, str], set[str]]:
     """The opcodes of each kernel."""
-    opcode = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
-    return {key: set(opcode.findall(text)) for key, text in kernels(dumped("-sass")).items()}
+    return {key: set(opcodes(text)) for key, text in kernels("-sass", DECODE).items()}
 
 
 def test_every_kernel_is_there_for_both_architectures() -> None:
-    names = list(kernels(dumped("-res-usage")))
+    names = list(kernels("-res-usage", DECODE))
     for arch in ARCHITECTURES:
         for decoder, instances in DECODERS.items():
             count = sum(decoder in name for found, name in names if found == arch)
@@ -60,15 +32,15 @@ def test_every_kernel_is_there_for_both_architectures() -> None:
 
 
 def test_no_kernel_spills() -> None:
-    for key, said in kernels(dumped("-res-usage")).items():
+    for key, said in kernels("-res-usage", DECODE).items():
         assert "STACK:0 " in said, f"{key}: {said.strip()}"
         assert "LOCAL:0 " in said, f"{key}: {said.strip()}"
 
 
 def test_the_tensor_cores_and_asynchronous_copies_are_used(instructions: dict[tuple[str, str], set[str]]) -> None:
     assert instructions
-    for (arch, name), opcodes in instructions.items():
-        starts = tuple(opcodes)
+    for (arch, name), found in instructions.items():
+        starts = tuple(found)
         sparse, dense = (any(o.startswith(kind) for o in starts) for kind in ("HMMA.SP.16832", "HMMA.16816"))
         on_cores = any(decoder in name for decoder in ON_CUDA_CORES)
         assert (sparse, dense) == ("SparseMma" in name, "SparseMma" not in name and not on_cores), f"{arch} {name}"

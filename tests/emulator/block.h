@@ -1,5 +1,6 @@
-// A thread block on the CPU: every thread a fiber, run in random order, so that what a barrier has to order comes in
-// every order. Asynchronous copies land at random moments, as late as possible; until then their target is poisoned.
+// A thread block on the CPU: every thread a fiber, run in random order and one warp far behind the others, so that what a
+// barrier has to order comes in every order. Asynchronous copies land at random moments, as late as possible; until then
+// their target is poisoned.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -51,9 +52,8 @@ class Block {
     return block;
   }
 
-  Block(int index, int threads, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes)
+  Block(int index, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes, int threads = 128)
       : index_(index),
-        threads_(threads),
         random_(seed),
         body_(std::move(body)),
         memory_(shared_bytes + 128, 0xff),
@@ -68,20 +68,20 @@ class Block {
   void run();
 
   int thread() const { return running_; }
+  int threads() const { return int(fibers_.size()); }
   int index() const { return index_; }
   uint8_t* shared() const { return shared_; }
 
   // Lets others run until *counter is no longer `seen`.
   void wait(const uint64_t* counter, uint64_t seen) {
-    Fiber& fiber = fibers_[size_t(running_)];
-    fiber.counter = counter;
-    fiber.seen = seen;
-    if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
+    fibers_[running_].counter = counter;
+    fibers_[running_].seen = seen;
+    if (_setjmp(fibers_[running_].place) == 0) _longjmp(scheduler_, 1);
   }
 
   void sync() {
     const uint64_t seen = sync_generation_;
-    if (++sync_arrived_ == threads_) {
+    if (++sync_arrived_ == threads()) {
       sync_arrived_ = 0;
       ++sync_generation_;
     } else {
@@ -91,7 +91,7 @@ class Block {
 
   // Every lane of a warp gives some words; the last one calls `work`, and all get their own back.
   std::vector<uint64_t> together(std::vector<uint64_t> given, const std::function<void(Exchange&)>& work) {
-    Exchange& all = warps_[size_t(running_ / 32)];
+    Exchange& all = warps_[running_ / 32];
     const int lane = running_ % 32;
     const uint64_t seen = all.generation;
     all.given[lane] = std::move(given);
@@ -102,7 +102,7 @@ class Block {
     } else {
       wait(&all.generation, seen);
     }
-    return warps_[size_t(running_ / 32)].taken[lane];
+    return warps_[running_ / 32].taken[lane];
   }
 
   Barrier& barrier(const void* at) { return barriers_[at]; }
@@ -126,6 +126,25 @@ class Block {
   // Something that happens later, after whatever this thread put off before in the same queue.
   void later(int queue, std::function<void()> what) { queues_[queue].push_back(std::move(what)); }
   int copies_of_thread() const { return running_; }
+
+  // Groups of this thread's copies: closing one, and waiting until at most `pending` have not landed.
+  void close_group() {
+    Fiber& fiber = fibers_[running_];
+    auto& copies = queues_[copies_of_thread()];
+    ++fiber.closed;
+    if (copies.empty()) {
+      ++fiber.landed;
+    } else {  // with the last copy before it
+      copies.back() = [&fiber, copy = std::move(copies.back())] {
+        copy();
+        ++fiber.landed;
+      };
+    }
+  }
+  void wait_groups(uint64_t pending) {
+    Fiber& fiber = fibers_[running_];
+    while (fiber.closed - fiber.landed > pending) wait(&fiber.landed, fiber.landed);
+  }
   int new_queue() { return next_queue_++; }
 
  private:
@@ -135,6 +154,7 @@ class Block {
     bool started = false, done = false;
     const uint64_t* counter = nullptr;
     uint64_t seen = 0;
+    uint64_t closed = 0, landed = 0;
     bool ready() const { return !done && (!counter || *counter != seen); }
   };
 
@@ -152,7 +172,7 @@ class Block {
   static void enter();
   void start(int i);
 
-  int index_, threads_, running_ = 0;
+  int index_, running_ = 0;
   std::mt19937_64 random_;
   std::function<void(uint8_t*)> body_;
   std::vector<uint8_t> memory_;
@@ -162,6 +182,7 @@ class Block {
   jmp_buf scheduler_;
   uint64_t sync_generation_ = 0;
   int sync_arrived_ = 0;
+  int laggard_ = 0;  // this warp runs only when no other can, until it is another's turn to be late
   std::vector<Exchange> warps_;
   std::map<const void*, Barrier> barriers_;
   std::map<int, std::deque<std::function<void()>>> queues_;

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ajour import cli
-from ajour.integrations.loading import load_model, make_example
+from ajour.integrations.examples import make_example
+from ajour.integrations.loading import load_model
 from ajour.planning.rows import call
 from ajour.terms.errors import FileError, MachineError
 

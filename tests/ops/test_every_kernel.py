@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ajour import ops
 from ajour.formats import SparseMatrix
-from ajour.ops import LINEAR_OPS
 from ajour.ops.functional import problem_of
 from ajour.ops.library import LinearOp
 from ajour.ops.prepare import prepare, restore
@@ -23,6 +23,8 @@ from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
 from ajour.terms.problem import ACTIVATIONS
 from pruned import Truth, bits, keep_mask, matrix_of, stored_places, truth
 
+# all but the op that rounds x, whose truth is another: test_scaled_nm_linear.py
+LINEAR_OPS = {name: op for name, op in ops.LINEAR_OPS.items() if name != "scaled_nm_linear"}
 ROWS = (1, 3, 7, 17, 64, 97, 0)
 SIDES = (1, 5, 8, 31, 33, 64, 100, 160, 384)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ajour.formats import SparseMatrix
+from ajour.formats import ScaledNMMatrix, SparseMatrix
 from ajour.ops import LINEAR_OPS
 from ajour.ops.calls import count_calls
 from ajour.ops.functional import linear, op_of, problem_of
@@ -78,4 +78,5 @@ def test_a_matrix_of_no_op_is_refused() -> None:
 
 
 def test_every_format_has_its_op() -> None:
-    assert {op_of(drawn(pattern)).name for pattern in PATTERNS} == set(LINEAR_OPS)
+    matrices = [*map(drawn, PATTERNS), ScaledNMMatrix.quantize(torch.zeros(4, 8).half())]
+    assert {op_of(matrix).name for matrix in matrices} == set(LINEAR_OPS)

@@ -21,6 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from ajour.ops.bitmap_linear import triton_kernel as bitmap_triton  # noqa: E402
 from ajour.ops.nm_linear import triton_kernel as nm_triton  # noqa: E402
+from ajour.ops.scaled_nm_linear import triton_kernel as scaled_triton  # noqa: E402
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -47,7 +48,9 @@ def compiled(kernel: Any, pattern: Pattern, dtype: str, sm: int, tile: Tile) -> 
     floats, bytes_, ints = f"*{SHORT[dtype]}", "*u8", "*i32"
     pointers = {"x": floats, "y": floats, "bias": floats, "residual": floats, "values": floats}
     pointers |= {"positions": bytes_, "bitmaps": bytes_, "offsets": ints}
-    fixed = constants(pattern, tile)
+    if "scales" in kernel.arg_names:  # of values in 8-bit floats
+        pointers |= {"scales": floats, "values": bytes_}
+    fixed = {name: value for name, value in constants(pattern, tile).items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in fixed else pointers.get(name, "i32") for name in kernel.arg_names}
     aligned = {  # as at run time: torch's pointers, and sizes that are multiples of 16
         (place,): [["tt.divisibility", 16]]
@@ -83,3 +86,21 @@ def test_the_default_tile_compiles_without_spills(
     assert "tf32" not in binary.asm["ptx"], "float32 must stay float32"
     assert binary.metadata.shared <= 99 * 1024, "not every card has so much shared memory"
     assert spilled_bytes(binary.asm["ptx"], tmp_path) == 0
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+@pytest.mark.parametrize(("dtype", "m"), [("bfloat16", 16), ("float16", 128)])
+def test_kernels_in_e4m3_compile_without_spills_and_without_8_bit_products(
+    dtype: str, m: int, sm: int, tmp_path: Path
+) -> None:
+    """Where sm_80 has no 8-bit floats at all, and is no poorer for it: bytes are the gain."""
+    wanted = problem("scaled_nm_linear", NM(2, 4), dtype, m)
+    tile = parse_tile(LINEAR_OPS["scaled_nm_linear"].kernel("triton").configs(wanted)[0])
+    binary = compiled(scaled_triton.scaled_nm_linear, NM(2, 4), dtype, sm, tile)
+    assert "mma" in binary.asm["ptx"]
+    assert "e4m3" not in binary.asm["ptx"]
+    assert spilled_bytes(binary.asm["ptx"], tmp_path) == 0
+    signature = {"x": f"*{SHORT[dtype]}", "rounded": f"*{SHORT[dtype]}", "k": "i32", "stride": "i32"}
+    constants = {"LOW": -15, "HIGH": 7, "CHUNK": 1024}
+    source = ASTSource(scaled_triton.round_rows, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
+    assert spilled_bytes(triton.compile(source, target=GPUTarget("cuda", sm, 32)).asm["ptx"], tmp_path) == 0

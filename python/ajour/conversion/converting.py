@@ -121,15 +121,15 @@ def _kernels(choice: Choice) -> list[KernelChoice]:
 def _build(job: _Job, trainable: bool) -> SparseLinear:
     return linear_of(
         _matrix(job.layer, job.choice),
-        _bias(job.layer),
+        bias_of(job.layer),
         choices=_kernels(job.choice),
         activation=job.activation,
         trainable=trainable,
     )
 
 
-def _bias(layer: Layer) -> nn.Parameter | None:
-    """The very parameter, or a copy where a mask is applied to it."""
+def bias_of(layer: Layer) -> nn.Parameter | None:
+    """The bias for a layer's successor: the very parameter, or a copy where a mask is applied to it."""
     parameters = layer.module._parameters
     own, pruned, bias = parameters.get("bias"), parameters.get("bias_orig"), layer.bias()
     if own is not None or bias is None:

@@ -5,5 +5,6 @@ from ajour.formats.block import BlockMatrix
 from ajour.formats.dense import DenseMatrix
 from ajour.formats.matrix import SparseMatrix
 from ajour.formats.nm import NMMatrix
+from ajour.formats.scaled_nm import ScaledNMMatrix
 
-__all__ = ["BitmapMatrix", "BlockMatrix", "DenseMatrix", "NMMatrix", "SparseMatrix"]
+__all__ = ["BitmapMatrix", "BlockMatrix", "DenseMatrix", "NMMatrix", "ScaledNMMatrix", "SparseMatrix"]

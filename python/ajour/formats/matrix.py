@@ -28,6 +28,7 @@ class SparseMatrix:
 
     NAMES: ClassVar[tuple[str, ...]]  # of the canonical tensors, in order; the first one holds the values
     HOLDS: ClassVar[type]  # the kind of pattern
+    VALUES: ClassVar[tuple[torch.dtype, ...]] = DTYPES  # that stored values may have
 
     def __init__(self, tensors: Mapping[str, Tensor], pattern: Pattern, shape: tuple[int, int]) -> None:
         self._tensors = {name: tensors[name] for name in self.NAMES}
@@ -86,8 +87,8 @@ class SparseMatrix:
             if reason := why_unreadable(tensors[name]):
                 raise FormatError(f"{name} {reason}")
         values = tensors[cls.NAMES[0]]
-        if values.dtype not in DTYPES:
-            raise FormatError(f"{cls.NAMES[0]}: expected {', '.join(map(str, DTYPES))}, found {values.dtype}")
+        if values.dtype not in cls.VALUES:
+            raise FormatError(f"{cls.NAMES[0]}: expected {', '.join(map(str, cls.VALUES))}, found {values.dtype}")
         for name, (dtype, sizes) in cls._sizes(tensors, pattern, shape).items():
             found = tensors[name]
             if found.device != values.device:
@@ -108,7 +109,7 @@ class SparseMatrix:
 
     @property
     def values(self) -> Tensor:
-        """The stored values, of the weight's dtype."""
+        """The stored values, as a rule of the weight's dtype."""
         return self._tensors[self.NAMES[0]]
 
     @property

@@ -6,5 +6,6 @@ from ajour.nn.dense import DenseLinear
 from ajour.nn.linear import SparseLinear
 from ajour.nn.modules import linear_of
 from ajour.nn.nm import NMLinear
+from ajour.nn.scaled_nm import ScaledNMLinear
 
-__all__ = ["BitmapLinear", "BlockLinear", "DenseLinear", "NMLinear", "SparseLinear", "linear_of"]
+__all__ = ["BitmapLinear", "BlockLinear", "DenseLinear", "NMLinear", "ScaledNMLinear", "SparseLinear", "linear_of"]

@@ -14,6 +14,7 @@ from ajour.ops.block_linear import reference as block_reference
 from ajour.ops.dense import apply_activation
 from ajour.ops.library import LinearOp
 from ajour.ops.nm_linear import reference as nm_reference
+from ajour.ops.scaled_nm_linear import reference as scaled_nm_reference
 from ajour.terms.errors import KernelError
 from ajour.terms.row_table import RowEntry, RowTable, parse_row_table
 
@@ -23,6 +24,7 @@ EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = 
     "block_linear": block_reference.expand,
     "bitmap_linear": bitmap_reference.expand,
     "dense_linear": lambda tensors, pattern, shape: tensors[0],
+    "scaled_nm_linear": scaled_nm_reference.expand,
 }
 # op -> (gradient of the dense weight, canonical tensors, pattern) -> gradient of the first tensor
 COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
@@ -68,7 +70,7 @@ class _Linear(torch.autograd.Function):
         entry = _trainable(ctx.op, table)
         dx = dbias = None
         dpacked: list[Tensor | None] = [None] * len(packed)
-        dy = dy.to(packed[0].dtype)  # autocast may have rounded y
+        dy = dy.to(getattr(torch, table.dtype))  # autocast may have rounded y
         if needs_x and ctx.op.name in INPUT_GRADIENT:
             dx = INPUT_GRADIENT[ctx.op.name](ctx.kernels, dy, packed).to(x.dtype)
         elif needs_x:

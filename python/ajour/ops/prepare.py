@@ -16,7 +16,7 @@ from ajour.terms.row_table import make_row_table, parse_row_table
 Choice = tuple[int | None, str, str]  # largest number of rows or None, kernel, config
 
 # packed orders that no config changes
-_CONFIG_FREE = ("canonical", "scheduled", "dense", "nm_slabs", "bitmap_slabs", "gap_rows", "cusparselt")
+_CONFIG_FREE = ("canonical", "scheduled", "dense", "nm_slabs", "nm_sm90", "bitmap_slabs", "gap_rows", "cusparselt")
 
 
 def packed_form(kernel: Kernel, config: str) -> tuple[str, str]:

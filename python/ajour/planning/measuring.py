@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ajour import huge_pages
 from ajour.formats.dense import DenseMatrix
 from ajour.ops import DENSE_LINEAR
 from ajour.ops.prepare import packed_form, prepare
@@ -133,9 +134,9 @@ class Bench:
 
 
 def copies(tensors: Sequence[Tensor], count: int) -> list[list[Tensor]]:
-    """The tensors and count - 1 copies of them."""
+    """The tensors and count - 1 copies of them, in memory of the same kind."""
     first = [t.contiguous() for t in tensors]
-    return [first, *([t.clone() for t in first] for _ in range(count - 1))]
+    return [first, *([huge_pages.copy(t) for t in first] for _ in range(count - 1))]
 
 
 def sparse_side(built: Built, x: Tensor, bias: Tensor | None, packs: Sequence[list[Tensor]]) -> Side:

@@ -112,6 +112,8 @@ inline void copy_16(void* to, const void* from, int valid) {
     std::memcpy(to, from, size_t(valid));
   });
 }
+inline void copies_commit() { block().close_group(); }
+inline void copies_wait(int pending) { block().wait_groups(uint64_t(pending)); }
 inline void arrive_with_copies(uint64_t* barrier) {
   emulator::Barrier& found = block().barrier(barrier);
   block().later(block().copies_of_thread(), [&found] { found.arrive(); });

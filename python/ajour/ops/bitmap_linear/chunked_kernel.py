@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ajour import huge_pages
 from ajour._native import native
 from ajour.formats.bitmap import BitmapMatrix
 from ajour.memory import on_host
@@ -39,8 +40,8 @@ def _pack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
     n, k = matrix.shape
     tensors = pack_rows(matrix)
     rows, chunks = rows_view(tensors, n, k), native.chunks_of(k, int(config or WIDE))
-    values = torch.empty_like(tensors[0])
-    columns = torch.empty(values.shape, dtype=torch.int16)
+    values = huge_pages.empty(tensors[0].numel(), tensors[0].dtype)
+    columns = huge_pages.empty(values.numel(), torch.int16)
     index = torch.empty(native.chunk_index_size(rows, chunks), dtype=torch.int64)
     native.pack_chunked_rows(rows, chunks, values.data_ptr(), columns.data_ptr(), index.data_ptr())
     return [tensor.to(matrix.device) for tensor in (values, columns, index)]

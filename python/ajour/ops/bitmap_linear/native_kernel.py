@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ajour import huge_pages
 from ajour._native import native
 from ajour.formats.bitmap import BitmapMatrix
 from ajour.memory import on_host
@@ -51,8 +52,8 @@ def pack_rows(matrix: BitmapMatrix) -> list[Tensor]:
     n, k = matrix.shape
     values, bitmaps, offsets = (on_host(tensor) for tensor in matrix.tensors().values())
     packed = [
-        values.new_empty(values.numel() + native.VALUE_TAIL),
-        torch.empty(n, -(-k // 64), dtype=torch.int64),
+        huge_pages.empty(values.numel() + native.VALUE_TAIL, values.dtype),
+        huge_pages.empty(n * -(-k // 64), torch.int64).view(n, -1),
         torch.empty(n + 1, dtype=torch.int64),
     ]
     canonical = native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())

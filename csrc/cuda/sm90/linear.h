@@ -1,0 +1,45 @@
+// 2:4 at many rows on Hopper: `wgmma.sp`, which sm_90a alone has, in CUTLASS's sparse main loop.
+//
+// The weight is the operand with the zeros, which must be the left one, so the product is y^T: [n, m] = w @ x^T; its
+// columns are y's rows. Each configuration (dtype, tile, cluster) is an object file of its own: cmake/sm90.cmake.
+#pragma once
+#include <cstdint>
+
+namespace ajour::cuda {
+
+// y: [m, n] = activation(x: [m, k] @ w.T + bias: [n]) + residual: [m, n], in 16-bit floats.
+struct Sm90Call {
+  const void* values;       // [n, k / 2]: the canonical values of a NMMatrix
+  const uint8_t* metadata;  // layout/sm90_metadata.h
+  const void* x;            // rows x_stride elements apart
+  int64_t x_stride;
+  const void* bias;      // or null
+  const void* residual;  // or null
+  void* y;
+  uint8_t* scratch;  // scratch_bytes(call)
+  int m, n, k;
+  int activation;  // as in terms/problem.py: none, relu, gelu, gelu_tanh, silu
+  bool stream;     // whether the tiles of the last wave are cut along k, so that all processors end together
+  int swizzle;     // tiles of x that are multiplied side by side, for the L2 cache: 1, 2, 4 or 8
+  int processors;
+};
+
+// A tile of TILE_N features of w by TILE_M rows of x, TILE_K columns at a time; CLUSTER_N tiles beside each other share
+// the rows of x, CLUSTER_M the features, each loaded once and sent to all.
+template <bool BFLOAT16, int TILE_N, int TILE_M, int TILE_K, int CLUSTER_N, int CLUSTER_M>
+struct Sm90Linear {
+  static int64_t scratch_bytes(const Sm90Call& call);
+  // Launches on `stream` of the current device and returns; safe while a graph is captured. All but the bias must be
+  // aligned to 16 bytes, n be a multiple of 8 and k of 16. Throws KernelError if CUDA refuses.
+  static void run(const Sm90Call& call, void* stream);
+};
+
+// A configuration that was built.
+struct Sm90Kernel {
+  const char* name;
+  bool bfloat16;
+  int64_t (*scratch_bytes)(const Sm90Call& call);
+  void (*run)(const Sm90Call& call, void* stream);
+};
+
+}  // namespace ajour::cuda

@@ -1,0 +1,109 @@
+// Runs the 2:4 kernel for many rows on the CPU, by its own code: sm80 PROBLEM RESULT. The problem file holds 64-bit
+// integers (below), then the tensors; the result is y as its bits.
+#include <cstdio>
+#include <fstream>
+#include <stdexcept>
+
+#include "cuda/nm_sm80.cuh"
+#include "memory/check.h"
+
+namespace ajour::cuda {
+namespace {
+
+struct Problem {
+  int64_t m, n, k, bfloat16, activation, panels, warps_m, tokens, stages, blocks, processors, block_shared, seed;
+  int64_t x_stride, slab_bytes, has_bias, has_residual, y_offset;
+};
+
+template <class T>
+std::vector<T> read(std::ifstream& in, int64_t count) {
+  std::vector<T> found(static_cast<size_t>(count));
+  in.read(reinterpret_cast<char*>(found.data()), std::streamsize(found.size() * sizeof(T)));
+  if (!in) throw std::runtime_error("the problem file is too short");
+  return found;
+}
+
+template <class T>
+struct Aligned {  // by 16 bytes, and a few elements on
+  explicit Aligned(const std::vector<T>& from, int64_t offset = 0) : memory(from.size() + 16 + size_t(offset)) {
+    at = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16 / sizeof(T) + offset;
+    std::copy(from.begin(), from.end(), at);
+  }
+  std::vector<T> memory;
+  T* at;
+};
+
+template <Float16Kind Kind, int PANELS, int WARPS_M, int TOKENS>
+void run(const Problem& p, const Sm80Call& call, int64_t x_size) {
+  std::vector<int> order;
+  for (int i = 0; i < call.shape.stripes.stripes; ++i) order.push_back(i);
+  std::mt19937_64 random(static_cast<uint64_t>(p.seed));
+  std::shuffle(order.begin(), order.end(), random);
+  for (int index : order) {
+    emulator::Block block(
+        index, random(), [&](uint8_t* shared) { Sm80Linear<Kind, PANELS, WARPS_M, TOKENS>(call, shared).run(); },
+        size_t(call.shape.shared_bytes), PANELS * WARPS_M * kWarp);
+    block.readable = {{call.slabs, size_t(p.slab_bytes)},
+                      {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
+    block.run();
+  }
+}
+
+template <Float16Kind Kind>
+void run(const Problem& p, const Sm80Call& call, int64_t x_size) {
+#ifndef ONLY_SMALL  // a build for planted bugs takes a third of the time
+  if (call.shape.tile == Sm80Tile{4, 2, 64}) return run<Kind, 4, 2, 64>(p, call, x_size);
+  if (call.shape.tile == Sm80Tile{2, 4, 64}) return run<Kind, 2, 4, 64>(p, call, x_size);
+  if (call.shape.tile == Sm80Tile{2, 2, 64}) return run<Kind, 2, 2, 64>(p, call, x_size);
+#endif
+  run<Kind, 2, 2, 32>(p, call, x_size);
+}
+
+void multiply(const char* problem, const char* result) {
+  std::ifstream in(problem, std::ios::binary);
+  const Problem p = read<Problem>(in, 1)[0];
+  const int64_t x_size = (p.m - 1) * p.x_stride + p.k;
+  const Aligned<uint8_t> slabs(read<uint8_t>(in, p.slab_bytes));
+  const Aligned<uint16_t> x(read<uint16_t>(in, x_size)), bias(read<uint16_t>(in, p.has_bias ? p.n : 0)),
+      residual(read<uint16_t>(in, p.has_residual ? p.m * p.n : 0)),
+      y(std::vector<uint16_t>(size_t(p.m * p.n), 0x7fc1), p.y_offset);
+  Sm80Call call{};
+  call.shape = sm80_shape(p.m, p.n, p.k, {int(p.panels), int(p.warps_m), int(p.tokens)}, int(p.stages), int(p.blocks),
+                          int(p.processors), p.block_shared);
+  std::vector<float> scratch(size_t(call.shape.scratch_bytes / 4 + 4), NAN);
+  uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.data());
+  parts += (16 - reinterpret_cast<uintptr_t>(parts) % 16) % 16;
+  if (call.shape.scratch_bytes) std::memset(parts, 0, size_t(call.shape.counter_bytes()));
+  call.slabs = slabs.at;
+  call.x = x.at;
+  call.x_stride = p.x_stride;
+  call.bias = p.has_bias ? bias.at : nullptr;
+  call.residual = p.has_residual ? residual.at : nullptr;
+  call.y = y.at;
+  call.whole_chunks = p.n % 8 == 0 && p.y_offset == 0;
+  call.scratch = parts;
+  call.m = int(p.m);
+  call.n = int(p.n);
+  call.k = int(p.k);
+  call.activation = int(p.activation);
+  if (p.bfloat16) {
+    run<Float16Kind::bfloat16>(p, call, x_size);
+  } else {
+    run<Float16Kind::float16>(p, call, x_size);
+  }
+  std::ofstream(result, std::ios::binary).write(reinterpret_cast<const char*>(y.at), std::streamsize(2 * p.m * p.n));
+  std::printf("%d tiles, %d stripes, %d shared, %d stages\n", call.shape.stripes.tiles, call.shape.stripes.stripes,
+              int(call.shape.stripes.shared()), call.shape.stages);
+}
+
+}  // namespace
+}  // namespace ajour::cuda
+
+int main(int, char** arguments) {
+  try {
+    ajour::cuda::multiply(arguments[1], arguments[2]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,67 @@
+"""cuda_sm80 on a GPU: right for every row count, side and configuration, and the same bits every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ajour.formats import NMMatrix
+from ajour.ops import NM_LINEAR
+from ajour.ops.functional import problem_of
+from ajour.ops.prepare import prepare
+from ajour.terms.pattern import NM
+from ajour.terms.problem import ACTIVATIONS
+from pruned import bits, keep_mask, stored_places, truth
+
+SHAPES = ((64, 256), (1, 1), (65, 33), (1000, 1000), (4096, 512), (130, 5000))
+ALL = ("n256 m128 s4", "n128 m256 s3", "n128 m128 s3", "n128 m64 s5", "n256 m128 s2 c1", "n128 m64 s4 c2")
+
+
+def two_of_four(n: int, k: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.where(keep_mask(NM(2, 4), n, k), torch.randn(n, k), 0.0).to(dtype)
+
+
+@pytest.mark.parametrize("config", ALL)
+@pytest.mark.parametrize("m", [1, 33, 64, 65, 100, 128, 257, 1000, 4096])
+def test_any_rows_and_sides_are_within_the_error_rule_and_repeat_themselves(m: int, config: str) -> None:
+    for turn, (n, k) in enumerate(SHAPES):
+        dtype, activation = (torch.bfloat16, torch.float16)[(turn + m) % 2], ACTIVATIONS[(turn + m) % len(ACTIVATIONS)]
+        w, x = two_of_four(n, k, dtype), torch.randn(m, k).to(dtype)
+        bias = torch.randn(n).to(dtype) if turn % 2 else None
+        residual = torch.randn(m, n).to(dtype) if turn % 3 else None
+        packed, table = prepare(NM_LINEAR, NMMatrix.from_dense(w, NM(2, 4)).to("cuda"), [(None, "cuda_sm80", config)])
+        given = [None if t is None else t.cuda() for t in (bias, residual)]
+        first, again = (NM_LINEAR.call(x.cuda(), packed, given[0], table, activation, given[1]) for _ in range(2))
+        truth(x, w, bias, residual, activation).check(first.cpu(), f"{config} {n}x{k} m={m} {dtype} {activation}")
+        assert torch.equal(bits(first), bits(again)), "two runs differ"
+
+
+def test_rows_of_x_may_stand_anywhere_and_inf_stays_in_its_column() -> None:
+    matrix = NMMatrix.from_dense(two_of_four(200, 520, torch.bfloat16), NM(2, 4))
+    packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm80", "n128 m64 s4")])
+    held = torch.randn(200, 533).bfloat16()
+    for x in (held[:, 3:523], held[::2, :520], held[:, 8:528]):
+        y = NM_LINEAR.call(x.cuda(), packed, None, table, "none")
+        truth(x, matrix.to_dense(), None, None, "none").check(y.cpu(), f"{x.stride()}")
+    x = torch.randn(100, 520).bfloat16()
+    x[7, 3], x[50, 100] = float("inf"), float("nan")
+    expected = torch.where(stored_places(matrix), x.double()[:, None] * matrix.to_dense().double(), 0.0).sum(-1)
+    y = NM_LINEAR.call(x.cuda(), packed, None, table, "none").cpu()
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.isinf(), expected.isinf())
+
+
+def test_it_shares_the_slabs_of_the_decode_kernel_and_runs_in_graphs() -> None:
+    matrix = NMMatrix.from_dense(two_of_four(256, 512, torch.bfloat16), NM(2, 4)).to("cuda")
+    config = NM_LINEAR.kernel("cuda_sm80").configs(problem_of(matrix, 128))[0]
+    packed, table = prepare(NM_LINEAR, matrix, [(64, "cuda_decode", ""), (None, "cuda_sm80", config)])
+    assert len(packed) == 1
+    for m in (8, 128):
+        x = torch.randn(m, 512, device="cuda").bfloat16()
+        expected = NM_LINEAR.call(x, packed, None, table, "relu")
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = NM_LINEAR.call(x, packed, None, table, "relu")
+        graph.replay()
+        assert torch.equal(bits(y), bits(expected))

@@ -1,0 +1,179 @@
+"""cuda_sm90 before it is launched: what it refuses, its configurations, and operands as TMA wants them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ajour import _native, diagnosis
+from ajour.formats import NMMatrix
+from ajour.ops import NM_LINEAR, decode
+from ajour.ops.nm_linear import sm90_kernel
+from ajour.terms.errors import KernelError
+from ajour.terms.pattern import NM, Pattern
+from ajour.terms.problem import Problem
+from ajour.terms.row_table import parse_row_table
+
+KERNEL = sm90_kernel.KERNEL
+BUILT = ("256x128x128_2x1", "128x64x128_1x2")
+TWO_FOUR = NM(2, 4)
+
+
+def problem(pattern: Pattern = TWO_FOUR, m: int = 4096, **changed: Any) -> Problem:
+    values: dict[str, Any] = {"n": 4096, "k": 4096, "dtype": "bfloat16", "device": "cuda", "capability": (9, 0)}
+    return Problem("nm_linear", pattern, m, **(values | changed))
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """As if two configurations had been built, whatever this build is; launches are remembered."""
+    fake = SimpleNamespace(sm90_configs=BUILT, launched=[])
+    fake.Sm90Call = lambda *sizes: SimpleNamespace(sizes=sizes, scratch_bytes=lambda config, bfloat16: 100)
+    fake.sm90_linear = lambda *arguments: fake.launched.append(arguments)
+    monkeypatch.setattr(sm90_kernel, "native", fake)
+    monkeypatch.setattr(sm90_kernel, "HAS_CUDA", True)
+    monkeypatch.setattr(sm90_kernel, "_processors", lambda device: 132)
+    monkeypatch.setattr(decode, "stream_of", lambda device: 0)
+    sm90_kernel.parse_config.cache_clear()
+    sm90_kernel._launch.cache_clear()
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (problem(device="cpu", capability=None), "it runs on CUDA, this layer is on cpu"),
+        (problem(NM(1, 4)), "wgmma.sp takes 2:4, this pattern is 1:4"),
+        (problem(dtype="float32"), "it takes bfloat16 and float16, this layer is float32"),
+        (problem(n=100), "it takes n in multiples of 8 and k of 16, this weight is 100x4096"),
+        (problem(k=4104), "it takes n in multiples of 8 and k of 16, this weight is 4096x4104"),
+        *(
+            (problem(capability=c), f"wgmma.sp exists on compute capability 9.0 alone, this device has {c[0]}.{c[1]}")
+            for c in ((8, 0), (8, 9), (10, 0), (12, 0))
+        ),
+    ],
+)
+@pytest.mark.usefixtures("native")
+def test_cuda_sm90_says_why_not(asked: Problem, said: str) -> None:
+    assert KERNEL.why_not(asked) == said
+
+
+@pytest.mark.parametrize("m", [1, 7, 64, 300, 16384])
+@pytest.mark.usefixtures("native")
+def test_cuda_sm90_takes_any_rows(m: int) -> None:
+    for dtype in ("bfloat16", "float16"):
+        for n, k in ((4096, 4096), (8, 16), (3584, 18944)):
+            assert KERNEL.why_not(problem(m=m, n=n, k=k, dtype=dtype)) is None
+
+
+def test_a_build_without_cutlass_has_the_kernel_and_says_what_to_do(
+    native: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.sm90_configs = ()
+    said = "ajour was built without CUTLASS's headers: pip install --no-deps 'nvidia-cutlass>=4.2,<4.3', build again"
+    assert KERNEL.why_not(problem()) == said
+    monkeypatch.setattr(sm90_kernel, "HAS_CUDA", False)
+    said = "ajour was built without CUDA; build it where nvcc is found, with AJOUR_CUDA=ON"
+    assert KERNEL.why_not(problem()) == said
+
+
+@pytest.mark.parametrize(
+    ("configs", "said"),
+    [
+        (BUILT, "built in; cuda_sm90: 256x128x128_2x1, 128x64x128_1x2"),
+        ((), "built in; cuda_sm90: not built, for want of CUTLASS's headers (nvidia-cutlass)"),
+    ],
+)
+def test_the_doctor_says_what_was_built(configs: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "HAS_CUDA", True)
+    monkeypatch.setattr(_native.native, "sm90_configs", configs)
+    monkeypatch.setattr(diagnosis, "_self_tests", lambda: ())
+    (found,) = (each for each in diagnosis.diagnose().findings if each.subject == "CUDA kernels")
+    assert (found.status, found.found) == ("ok", said)
+
+
+@pytest.mark.usefixtures("native")
+def test_configurations_are_what_was_built_cut_or_whole_and_as_wide_as_there_are_rows() -> None:
+    assert KERNEL.configs(problem(m=256)) == (
+        "256x128x128_2x1 stream w1",
+        "256x128x128_2x1 tiles w1",
+        "128x64x128_1x2 stream w1",
+        "128x64x128_1x2 tiles w1",
+        "128x64x128_1x2 tiles w4",
+    )
+    assert len(KERNEL.configs(problem(m=4096))) == 8
+    for config in KERNEL.configs(problem(m=4096)):
+        table = parse_row_table(f"64x64 bfloat16 2:4 | * cuda_sm90 0:2 {config}")
+        assert table.at(1).config == config, "a plan keeps it"
+
+
+@pytest.mark.usefixtures("native")
+def test_a_configuration_is_a_tile_a_cut_and_a_width() -> None:
+    assert sm90_kernel.parse_config("") == ("256x128x128_2x1", True, 1)
+    assert sm90_kernel.parse_config("128x64x128_1x2 tiles w4") == ("128x64x128_1x2", False, 4)
+    for wrong in ("c2 s4", "256x128x128_2x1", "256x128x128_2x1 tiles w3"):
+        with pytest.raises(KernelError, match="is no cuda_sm90 configuration; expected '256x128x128_2x1 tiles w4'"):
+            sm90_kernel.parse_config(wrong)
+
+
+def packed_layer(n: int = 64, k: int = 32) -> list[Tensor]:
+    w = torch.randn(n, k).bfloat16() * (torch.arange(k) % 4 < 2)
+    return [NMMatrix.from_dense(w, NM(2, 4)).values, torch.zeros(512, dtype=torch.uint8)]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(3, 32),
+        torch.randn(6, 32)[::2],
+        torch.randn(3, 40)[:, :32],
+        torch.randn(3, 35)[:, 2:34],
+        torch.randn(3, 36)[:, :32],
+        torch.randn(32, 3).t(),
+        torch.randn(1, 32).expand(3, 32),
+        torch.randn(2, 35)[1:, 1:33],
+    ],
+    ids=[
+        "plain",
+        "every second row",
+        "aligned part",
+        "unaligned part",
+        "odd rows",
+        "transposed",
+        "repeated",
+        "one row",
+    ],
+)
+def test_rows_of_any_layout_reach_the_launch_as_tma_wants_them(native: SimpleNamespace, x: Tensor) -> None:
+    x = x.bfloat16() if x.is_contiguous() else x.to(torch.bfloat16, memory_format=torch.preserve_format)
+    (entry,) = parse_row_table("64x32 bfloat16 2:4 | * cuda_sm90 0:2").entries
+    residual = torch.randn(x.shape[0] * 64 + 1).bfloat16()[1:].view(-1, 64)
+    y = KERNEL.run(x, packed_layer(), torch.randn(64).bfloat16(), residual, "silu", entry)
+    assert (y.shape, y.dtype, y.is_contiguous()) == ((x.shape[0], 64), torch.bfloat16, True)
+    ((call, built, bfloat16, *addresses),) = native.launched
+    values, metadata, rows, stride, bias, added, out, scratch, activation, *_ = addresses
+    assert call.sizes == (x.shape[0], 64, 32, True, 1, 132)
+    assert (built, bfloat16, activation) == ("256x128x128_2x1", True, 4)
+    assert all(address % 16 == 0 and address for address in (values, metadata, rows, added, out, scratch))
+    assert bias
+    assert stride % 8 == 0
+    assert stride >= 32
+
+
+@pytest.mark.parametrize("m", [1, 5])
+def test_without_bias_residual_and_scratch_there_are_no_addresses(native: SimpleNamespace, m: int) -> None:
+    native.Sm90Call = lambda *sizes: SimpleNamespace(scratch_bytes=lambda config, bfloat16: 0)
+    (entry,) = parse_row_table("64x32 float16 2:4 | * cuda_sm90 0:2 128x64x128_1x2 tiles w1").entries
+    KERNEL.run(torch.randn(m, 32).half(), packed_layer(), None, None, "none", entry)
+    ((_, built, bfloat16, *addresses),) = native.launched
+    assert (built, bfloat16) == ("128x64x128_1x2", False)
+    assert [addresses[i] for i in (4, 5, 7)] == [0, 0, 0]
+
+
+def test_it_stands_before_what_it_should_beat() -> None:
+    names = list(NM_LINEAR.kernels)
+    assert names.index("cuda_decode") < names.index("cuda_sm90") < names.index("cusparselt")
