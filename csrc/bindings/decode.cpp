@@ -85,22 +85,6 @@ void bind_slabs(py::module_& m) {
       .def_property_readonly("stripes", [](const DecodeShape& shape) { return shape.stripes.stripes; });
 }
 
-// How the 2:4 kernel for many rows is laid over a device; without CUDA too.
-void bind_sm80_shape(py::module_& m) {
-  py::class_<Sm80Shape>(m, "Sm80Shape")
-      .def(py::init([](int64_t m, int64_t n, int64_t k, int panels, int warps_m, int tokens, int stages, int blocks,
-                       const DeviceLimits& device) {
-        return sm80_shape(m, n, k, {panels, warps_m, tokens}, stages, blocks, device.processors, device.block_shared);
-      }))
-      .def_readonly("stages", &Sm80Shape::stages)
-      .def_readonly("shared_bytes", &Sm80Shape::shared_bytes)
-      .def_readonly("scratch_bytes", &Sm80Shape::scratch_bytes)
-      .def_property_readonly("tiles", [](const Sm80Shape& shape) { return shape.stripes.tiles; })
-      .def_property_readonly("stripes", [](const Sm80Shape& shape) { return shape.stripes.stripes; })
-      .def("place",
-           [](const Sm80Shape& shape, int tile) { return py::make_tuple(shape.column_of(tile), shape.row_of(tile)); });
-}
-
 void bind_gap_rows(py::module_& m) {
   m.attr("GAP_ROWS") = kGapMaxRows;
   m.attr("GAP_UNIT") = kGapUnit;
@@ -139,6 +123,22 @@ void bind_gap_rows(py::module_& m) {
       .def_readonly("blocks", &GapShape::blocks)
       .def_readonly("shared_bytes", &GapShape::shared_bytes)
       .def_readonly("scratch_bytes", &GapShape::scratch_bytes);
+}
+
+// How the 2:4 kernel for many rows is laid over a device; without CUDA too.
+void bind_sm80_shape(py::module_& m) {
+  py::class_<Sm80Shape>(m, "Sm80Shape")
+      .def(py::init([](int64_t m, int64_t n, int64_t k, int panels, int warps_m, int tokens, int stages, int blocks,
+                       const DeviceLimits& device) {
+        return sm80_shape(m, n, k, {panels, warps_m, tokens}, stages, blocks, device.processors, device.block_shared);
+      }))
+      .def_readonly("stages", &Sm80Shape::stages)
+      .def_readonly("shared_bytes", &Sm80Shape::shared_bytes)
+      .def_readonly("scratch_bytes", &Sm80Shape::scratch_bytes)
+      .def_property_readonly("tiles", [](const Sm80Shape& shape) { return shape.stripes.tiles; })
+      .def_property_readonly("stripes", [](const Sm80Shape& shape) { return shape.stripes.stripes; })
+      .def("place",
+           [](const Sm80Shape& shape, int tile) { return py::make_tuple(shape.column_of(tile), shape.row_of(tile)); });
 }
 
 #ifdef AJOUR_HAS_CUDA
@@ -207,8 +207,8 @@ void bind_products(py::module_& m) {
 
 void bind_decode(py::module_& m) {
   bind_slabs(m);
-  bind_sm80_shape(m);
   bind_gap_rows(m);
+  bind_sm80_shape(m);
 #ifdef AJOUR_HAS_CUDA
   bind_sm80(m);
   bind_products(m);

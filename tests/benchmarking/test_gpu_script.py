@@ -96,9 +96,9 @@ def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
     done, _ = _run(stand_ins, "9")
     page = done.stdout[done.stdout.index("summary of ") :].splitlines()
     assert len(page) <= 71
-    assert [line.split(":")[0].strip() for line in page[3:16]] == [
-        "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "training", "models", "tokens", "train",
-        "check", "counters",
+    assert [line.split(":")[0].strip() for line in page[3:18]] == [
+        "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "crossover", "e4m3", "training",
+        "models", "tokens", "train", "check", "counters",
     ]  # fmt: skip
     assert any(line.startswith("  ops.json: 1 rows, 0 wrong") for line in page)
     assert "    2:4 50%  8: 1.50x 80%  (cuda_decode)" in page
@@ -191,7 +191,7 @@ def test_without_a_card_every_step_that_needs_one_is_not_run(stand_ins: Path) ->
     done, calls = _run(stand_ins, "9")
     assert done.returncode == 3
     assert "no GPU here" in done.stdout
-    needing = ["build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "training", "models", "tokens"]
+    needing = ["build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "e4m3", "models", "tokens"]
     page = done.stdout[done.stdout.index("summary of ") :].splitlines()
     for name in [*needing, "train", "counters"]:
         assert f"  {name}: not run: this machine has no GPU" in page

@@ -11,12 +11,12 @@ ucontext_t entering, returning;
 void Block::enter() {
   Block& block = *current();
   block.body_(block.shared_);
-  block.fibers_[size_t(block.running_)].done = true;
+  block.fibers_[block.running_].done = true;
   _longjmp(block.scheduler_, 1);
 }
 
 void Block::start(int i) {
-  Fiber& fiber = fibers_[size_t(i)];
+  Fiber& fiber = fibers_[i];
   fiber.started = true;
   fiber.stack.resize(256 << 10);
   getcontext(&entering);
@@ -29,14 +29,14 @@ void Block::start(int i) {
 
 void Block::run() {
   // volatile: they live across longjmp
-  volatile int left = threads_;
+  volatile int left = threads();
   while (left) {
     while (random_() % 8 == 0 && land_one()) {
     }
     if (random_() % 4096 == 0) laggard_ = int(random_() % warps_.size());
     std::vector<int> ready, late;
-    for (int i = 0; i < threads_; ++i) {
-      if (fibers_[size_t(i)].ready()) (i / 32 == laggard_ ? late : ready).push_back(i);
+    for (int i = 0; i < threads(); ++i) {
+      if (fibers_[i].ready()) (i / 32 == laggard_ ? late : ready).push_back(i);
     }
     if (ready.empty()) ready = late;
     if (ready.empty()) {
@@ -44,12 +44,12 @@ void Block::run() {
       continue;
     }
     running_ = ready[random_() % ready.size()];
-    fibers_[size_t(running_)].counter = nullptr;
+    fibers_[running_].counter = nullptr;
     if (_setjmp(scheduler_) == 0) {
-      if (fibers_[size_t(running_)].started) _longjmp(fibers_[size_t(running_)].place, 1);
+      if (fibers_[running_].started) _longjmp(fibers_[running_].place, 1);
       start(running_);
     }
-    if (fibers_[size_t(running_)].done) left = left - 1;
+    if (fibers_[running_].done) left = left - 1;
   }
   if (land_one()) fail("the block ended before its copies landed");
 }

@@ -52,9 +52,8 @@ class Block {
     return block;
   }
 
-  Block(int index, int threads, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes)
+  Block(int index, uint64_t seed, std::function<void(uint8_t*)> body, size_t shared_bytes, int threads = 128)
       : index_(index),
-        threads_(threads),
         random_(seed),
         body_(std::move(body)),
         memory_(shared_bytes + 128, 0xff),
@@ -69,20 +68,20 @@ class Block {
   void run();
 
   int thread() const { return running_; }
+  int threads() const { return int(fibers_.size()); }
   int index() const { return index_; }
   uint8_t* shared() const { return shared_; }
 
   // Lets others run until *counter is no longer `seen`.
   void wait(const uint64_t* counter, uint64_t seen) {
-    Fiber& fiber = fibers_[size_t(running_)];
-    fiber.counter = counter;
-    fiber.seen = seen;
-    if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
+    fibers_[running_].counter = counter;
+    fibers_[running_].seen = seen;
+    if (_setjmp(fibers_[running_].place) == 0) _longjmp(scheduler_, 1);
   }
 
   void sync() {
     const uint64_t seen = sync_generation_;
-    if (++sync_arrived_ == threads_) {
+    if (++sync_arrived_ == threads()) {
       sync_arrived_ = 0;
       ++sync_generation_;
     } else {
@@ -92,7 +91,7 @@ class Block {
 
   // Every lane of a warp gives some words; the last one calls `work`, and all get their own back.
   std::vector<uint64_t> together(std::vector<uint64_t> given, const std::function<void(Exchange&)>& work) {
-    Exchange& all = warps_[size_t(running_ / 32)];
+    Exchange& all = warps_[running_ / 32];
     const int lane = running_ % 32;
     const uint64_t seen = all.generation;
     all.given[lane] = std::move(given);
@@ -103,7 +102,7 @@ class Block {
     } else {
       wait(&all.generation, seen);
     }
-    return warps_[size_t(running_ / 32)].taken[lane];
+    return warps_[running_ / 32].taken[lane];
   }
 
   Barrier& barrier(const void* at) { return barriers_[at]; }
@@ -173,7 +172,7 @@ class Block {
   static void enter();
   void start(int i);
 
-  int index_, threads_, running_ = 0;
+  int index_, running_ = 0;
   std::mt19937_64 random_;
   std::function<void(uint8_t*)> body_;
   std::vector<uint8_t> memory_;

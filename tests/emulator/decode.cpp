@@ -47,7 +47,7 @@ void each_block(const Problem& p, int blocks, int threads, int64_t shared_bytes,
   std::mt19937_64 random(static_cast<uint64_t>(p.seed));
   std::shuffle(order.begin(), order.end(), random);
   for (int index : order) {
-    emulator::Block block(index, threads, random(), body, size_t(shared_bytes));
+    emulator::Block block(index, random(), body, size_t(shared_bytes), threads);
     block.readable = {{call.slabs, size_t(p.slab_bytes)},
                       {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
     block.run();

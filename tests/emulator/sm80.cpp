@@ -41,8 +41,8 @@ void run(const Problem& p, const Sm80Call& call, int64_t x_size) {
   std::shuffle(order.begin(), order.end(), random);
   for (int index : order) {
     emulator::Block block(
-        index, PANELS * WARPS_M * kWarp, random(), [&](uint8_t* shared) { Sm80Linear<Kind, PANELS, WARPS_M, TOKENS>(call, shared).run(); },
-        size_t(call.shape.shared_bytes));
+        index, random(), [&](uint8_t* shared) { Sm80Linear<Kind, PANELS, WARPS_M, TOKENS>(call, shared).run(); },
+        size_t(call.shape.shared_bytes), PANELS * WARPS_M * kWarp);
     block.readable = {{call.slabs, size_t(p.slab_bytes)},
                       {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
     block.run();
