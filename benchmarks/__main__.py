@@ -1,4 +1,4 @@
-"""python -m benchmarks ops|models|tokens|train measures; compare, check and readme read result files."""
+"""python -m benchmarks ops|models|tokens|train measures; compare, check, crossover and readme read result files."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true")
     check.add_argument("--strict", action="store_true", help="exit 1 if a target is missed")
     check.add_argument("--results", type=Path, default=results.ROOT / "results", metavar="FOLDER")
+    crossover = verbs.add_parser("crossover", help="which kernel wins at which number of rows")
+    crossover.add_argument("paths", type=Path, nargs="*", default=[results.ROOT / "results"], help="files or folders")
+    crossover.add_argument("--pattern", default="2:4")
     readme = verbs.add_parser("readme", help="write the README's tables anew from the committed results")
     readme.add_argument("--check", action="store_true", help="write nothing; exit 1 if they are stale")
     return parser
@@ -88,6 +91,12 @@ def _check(asked: argparse.Namespace, console: Console) -> int:
     return check(asked.results, console, as_json=asked.json, strict=asked.strict)
 
 
+def _crossover(asked: argparse.Namespace, console: Console) -> int:
+    from benchmarks.crossover import main as crossover
+
+    return crossover(asked.paths, asked.pattern, console)
+
+
 def _readme(asked: argparse.Namespace, console: Console) -> int:
     from benchmarks.readme import main as readme
 
@@ -97,6 +106,7 @@ def _readme(asked: argparse.Namespace, console: Console) -> int:
 VERBS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "compare": _compare,
     "check": _check,
+    "crossover": _crossover,
     "readme": _readme,
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, the largest unknown first; what is done is kept: gpu.sh RESULTS MINUTES [STEPS]
-# STEPS are some of: build tests sanitizer decode blocks prefill e4m3 training calls models tokens train counters. A step
-# that fails or runs out of time stops no other one, but without a build there is nothing to measure. COMMIT names the
-# commit where .git is missing. The card's own settings (clocks, power, MIG) are read, never changed.
+# STEPS are some of: build tests sanitizer decode blocks prefill crossover e4m3 training calls models tokens train
+# counters drain. A step that fails or runs out of time stops no other one, but without a build there is nothing to
+# measure. COMMIT names the commit where .git is missing, CUTLASS its headers' folder where nvidia-cutlass is not
+# installed. The card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
@@ -55,10 +56,12 @@ print("python", sys.version.split()[0], "missing:", ", ".join(missing) or "nothi
 PY
 
 # for this card alone, which halves the compiler's time; isolated from no network, so with what is installed
+# every configuration of the kernels for sm_90a, a source each
 capability=$(python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 3
 [ "$capability" = 90 ] && capability=90a
 step build 240 python3 -m pip install --no-build-isolation --no-deps --force-reinstall \
-  --config-settings=cmake.define.AJOUR_CUDA=ON \
+  --config-settings=cmake.define.AJOUR_CUDA=ON --config-settings=cmake.define.AJOUR_SM90_CONFIGS=ALL \
+  ${CUTLASS:+--config-settings=cmake.define.AJOUR_CUTLASS="$CUTLASS"} \
   --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="$capability-real" . || exit 1
 
 # -o addopts= : pytest's plugins here need not be those of the development environment
@@ -73,6 +76,10 @@ measure blocks 90 ops --modes graph --no-compile --no-gradients --only 'block 64
   --rows 64,512,2048,8192 --shapes 'MLP 4096x16384,Llama-3-8B up,Llama-3-70B up' --seconds 0.1
 measure prefill 60 ops --modes graph --no-compile --only 2:4 --rows 256,512,1024,2048,4096,8192 \
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
+# from one row to 16384: where each kernel of 2:4 ends and the next begins
+measure crossover 150 ops --modes graph --no-compile --no-gradients --only 2:4 \
+  --rows 1,16,64,128,256,512,1024,2048,4096,8192,16384 --shapes 'Llama-3-8B up,Llama-3-8B down,Llama-3-70B up,Qwen2.5-7B' \
+  --seconds 0.1
 measure e4m3 60 ops --modes graph --no-compile --only e4m3 --rows 1,16,64,128,2048,8192 \
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
 measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x64 10% random' --rows 8192 \
@@ -83,4 +90,5 @@ measure tokens 120 tokens
 measure train 60 train
 
 step counters 60 bash benchmarks/profile.sh 2:4
+step drain 60 bash benchmarks/profile.sh 2:4 many
 exit "$failed"

@@ -38,4 +38,4 @@ def kernels(option: str, named: str) -> dict[tuple[str, str], str]:
 
 def opcodes(sass: str) -> list[str]:
     """The instructions of a kernel in their order."""
-    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)

@@ -1,12 +1,14 @@
-"""The build: its CUDA switch answers in one sentence, and the CPU kernels are C++ for Arm too."""
+"""The build: its switches answer in one sentence, CUTLASS joins only for CUDA, and the CPU kernels are C++ for Arm."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -46,6 +48,87 @@ def test_an_unknown_cuda_switch_is_named(tmp_path: Path, path_without_nvcc: str)
     said = configure(tmp_path / "build", "maybe", path_without_nvcc)
     assert "AJOUR_CUDA is 'maybe'; expected AUTO, ON or OFF" in said
     assert said.count("CMake Error") == 1, said
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """build_backend/backend.py, where nobody has set a compiler or a switch."""
+    pytest.importorskip("scikit_build_core", reason="the build's own requirement is not installed: no isolated build")
+    for name in ("AJOUR_CUDA", "CUDACXX"):
+        monkeypatch.delenv(name, raising=False)
+    found = importlib.util.spec_from_file_location("backend", ROOT / "build_backend" / "backend.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "environment", "asked"),
+    [
+        (None, {}, False),
+        ("/somewhere/nvcc", {}, True),
+        (None, {"CUDACXX": "/somewhere/nvcc"}, True),
+        ("/somewhere/nvcc", {"AJOUR_CUDA": "OFF"}, False),
+    ],
+)
+def test_cutlass_is_required_only_where_a_cuda_compiler_will_read_it(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, nvcc: str | None, environment: dict[str, str], asked: bool
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(shutil, "which", lambda name: nvcc if name == "nvcc" else None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for hook in (backend.get_requires_for_build_wheel, backend.get_requires_for_build_editable):
+        assert any(each.startswith("nvidia-cutlass") for each in hook({})) == asked
+
+
+def test_the_backend_has_every_hook_of_the_one_it_extends(backend: ModuleType) -> None:
+    from scikit_build_core import build
+
+    assert sorted(backend.__all__) == sorted(build.__all__)
+    assert all(callable(getattr(backend, name)) for name in backend.__all__)
+
+
+SM90 = """cmake_minimum_required(VERSION 3.24)
+project(headers NONE)
+set(Python_EXECUTABLE {python})
+add_library(_C OBJECT {root}/csrc/layout/zeros.cpp)
+include({root}/cmake/sm90.cmake)
+"""
+
+
+@pytest.mark.parametrize(
+    ("configs", "version", "said"),
+    [
+        ("DEFAULT", None, "No CUTLASS headers: building without cuda_sm90. pip install --no-deps 'nvidia-cutlass>=4.2"),
+        (
+            "DEFAULT",
+            "MAJOR 3 MINOR 9",
+            "is not CUTLASS 4.2: pip install 'nvidia-cutlass>=4.2,<4.3', or set AJOUR_CUT",
+        ),
+        ("128x128", "MAJOR 4 MINOR 2", "names '128x128'; expected DEFAULT, ALL, or a list like 256x128x128_2x1"),
+        ("DEFAULT", "", "which holds no cutlass/version.h"),
+    ],
+)
+def test_missing_headers_and_unknown_configurations_are_named(
+    tmp_path: Path, configs: str, version: str | None, said: str
+) -> None:
+    """cmake/sm90.cmake on its own, for a Python without the package; nothing is compiled."""
+    headers = tmp_path / "include" / "cutlass"
+    headers.mkdir(parents=True)
+    if version:
+        names = version.split()
+        (headers / "version.h").write_text(
+            "".join(f"#define CUTLASS_{name} {number}\n" for name, number in zip(names[::2], names[1::2], strict=True))
+        )
+    (tmp_path / "CMakeLists.txt").write_text(SM90.format(python=shutil.which("true"), root=ROOT))
+    cmake, folder = Path(sys.executable).with_name("cmake"), "" if version is None else headers.parent
+    command = [cmake, "-S", tmp_path, "-B", tmp_path / "build", "-G", "Unix Makefiles"]
+    command += [f"-DAJOUR_SM90_CONFIGS={configs}", f"-DAJOUR_CUTLASS={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert said in " ".join((done.stdout + done.stderr).split())
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=str)

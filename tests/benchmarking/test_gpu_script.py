@@ -95,6 +95,16 @@ def test_steps_can_be_picked(stand_ins: Path) -> None:
     assert sum("--json" in call for call in calls) == 2
 
 
+def test_the_crossover_is_measured_on_every_configuration(stand_ins: Path) -> None:
+    done, calls = _run(stand_ins, "9", "build crossover drain", CUTLASS="/somewhere/include")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = " ".join(calls)
+    assert "AJOUR_SM90_CONFIGS=ALL" in told
+    assert "AJOUR_CUTLASS=/somewhere/include" in told
+    assert "--rows 1,16,64,128,256,512,1024,2048,4096,8192,16384" in told
+    assert "--kernel-name regex:device_kernel" in told
+
+
 def test_time_is_kept_and_what_was_not_reached_is_said(stand_ins: Path) -> None:
     _command(stand_ins / "python3", PYTHON.format(fails="nothing fails", hangs="ops-decode.json"))
     copy = stand_ins.parent / "copy" / "benchmarks"

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats import NMMatrix
+from ajour.ops import NM_LINEAR
 from ajour.ops.nm_linear import sm90_kernel
+from ajour.ops.prepare import prepare, restore
 from ajour.terms.pattern import NM
 from pruned import bits, keep_mask
 
@@ -33,7 +35,7 @@ def codes(metadata: Tensor, n: int, k: int) -> Tensor:
     """The codes of a weight's groups, [padded n, padded k / 4], by PTX's figures of the sparse wgmma's registers.
 
     For 32 columns lane 4 r + h of warp w gives one word: nibble j is the code of columns 16 h + 4 j.. of row 16 w + r,
-    nibble 4 + j that of row 16 w + r + 8. The lane's words of a tile's 128 columns are 16 bytes at 256 w + 128 h + 16 r.
+    nibble 4 + j that of row 16 w + r + 8. Its words of a tile's 128 columns are 16 bytes at 256 w + 128 h + 16 r.
     """
     tiles = metadata.view(-(-k // 128), -(-n // PADDED) * (PADDED // 64), 4, 2, 8, 4, 4)  # .., w, h, r, step, byte
     nibbles = torch.stack((tiles & 15, tiles >> 4), -1).flatten(-2)  # the eight nibbles of a word
@@ -90,6 +92,14 @@ def test_packed_is_nine_bits_a_weight_and_no_second_copy_of_the_values() -> None
     assert values.nbytes + metadata.nbytes == 1024 * 4096 * 9 // 8
 
 
+def test_all_configurations_of_a_layer_share_one_packed_form() -> None:
+    matrix = two_of_four(64, 128)
+    choices = [(512, "cuda_sm90", "256x128x128_2x1 stream w1"), (None, "cuda_sm90", "256x128x128_2x1 tiles w4")]
+    packed, table = prepare(NM_LINEAR, matrix, choices)
+    assert len(packed) == 2
+    assert torch.equal(bits(restore(NM_LINEAR, packed, table).to_dense()), bits(matrix.to_dense()))
+
+
 def test_values_that_tma_cannot_address_are_moved() -> None:
     matrix = two_of_four(16, 32)
     room = torch.empty(matrix.values.numel() + 1, dtype=torch.bfloat16)
@@ -111,7 +121,7 @@ def cutlass_layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("CUTLASS's headers or CUDA's were not found: nothing was compared with CUTLASS's own layouts")
     dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False)
     top = next(line.split("=", 1)[1] for line in dry.stderr.splitlines() if line.startswith("#$ TOP="))
-    cuda = [folder for folder in (*Path(top).glob("include"), *Path(top).glob("targets/*/include"))]
+    cuda = [*Path(top).glob("include"), *Path(top).glob("targets/*/include")]
     includes = [found[0], *cuda, *(folder / "cccl" for folder in cuda)]
     program = tmp_path_factory.mktemp("cutlass") / "layouts"
     flags = ["-std=c++17", "-O1", "-w", f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in includes)]

@@ -6,25 +6,27 @@ import re
 from collections import Counter
 
 import pytest
+
+from ajour._native import native
+from ajour.terms.errors import KernelError
 from compiled import kernels, opcodes
 
-from ajour._native import HAS_CUDA, native
-
 SPARSE = "WarpSpecializedSparse"  # CUTLASS's main loop, in the name of each of its kernels
+SMALL = "WarpSpecializedSparseFP8"  # that of scaled_nm_linear
 
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> list[str]:
     """The configurations; a build without them says so, as a skip."""
-    if HAS_CUDA and not native.sm90_configs:
-        pytest.skip("ajour was built without CUTLASS's headers: nothing was said of cuda_sm90")
+    if not native.sm90_configs:
+        pytest.skip("ajour was built without CUDA or without CUTLASS's headers: nothing was said of cuda_sm90")
     return list(native.sm90_configs)
 
 
 @pytest.fixture(scope="module")
 def instructions() -> dict[tuple[str, str], list[str]]:
-    """The opcodes of each kernel."""
-    return {key: opcodes(text) for key, text in kernels("-sass", SPARSE).items()}
+    """The opcodes of each kernel of nm_linear."""
+    return {key: opcodes(text) for key, text in kernels("-sass", SPARSE).items() if SMALL not in key[1]}
 
 
 def test_every_configuration_is_there_for_both_dtypes_and_sm_90_alone(
@@ -67,3 +69,37 @@ def test_operands_come_by_tma_and_clusters_share_them(
         assert any(o.startswith("UTMASTG") for o in found), name
         multicasts += any("MULTICAST" in o for o in found)
     assert multicasts == 2 * shared
+
+
+@pytest.mark.parametrize("rows", [1, 100, 256, 1024, 4096, 16384])
+def test_whole_tiles_need_no_scratch_and_cut_ones_some_for_two_waves_at_most(built: list[str], rows: int) -> None:
+    for config in built:
+        features, tokens = (int(side) for side in config.split("x")[:2])
+        for n, k in ((4096, 4096), (14336, 4096), (8, 16)):
+            whole, cut = (
+                native.Sm90Call(rows, n, k, stream, 1, 132).scratch_bytes(config, bfloat16)
+                for stream, bfloat16 in ((False, True), (True, False))
+            )
+            assert whole == 0
+            assert cut <= (2 * 132 + 4) * (features * tokens * 4 + 64), f"{config} {rows} {n}x{k}"
+
+
+def test_a_configuration_that_was_not_built_is_named() -> None:
+    with pytest.raises(KernelError, match="configuration '1x1x1_1x1' of cuda_sm90 was not built; build with"):
+        native.Sm90Call(1, 8, 16, False, 1, 132).scratch_bytes("1x1x1_1x1", True)
+
+
+def test_products_in_e4m3_are_sparse_and_fed_by_tma() -> None:
+    """Their sums leave the tensor cores, which keep fewer bits of them, four products at a time."""
+    ((arch, name),) = kernels("-sass", SMALL)
+    found = opcodes(kernels("-sass", SMALL)[arch, name])
+    assert arch == "sm_90"
+    assert {o for o in found if "GMMA" in o} == {"QGMMA.SP.64x128x64.F32.E4M3.E4M3"}
+    assert sum(o.startswith("WARPGROUP.DEPBAR") for o in found) <= sum("GMMA" in o for o in found)
+    for wanted in ("UTMALDG", "UTMASTG"):
+        assert any(o.startswith(wanted) for o in found), wanted
+    assert any("MULTICAST" in o for o in found)
+    assert not any(o.startswith(("LDL", "STL")) for o in found), "local memory"
+    said = kernels("-res-usage", SMALL)[arch, name]
+    assert "STACK:0 " in said, said
+    assert "LOCAL:0 " in said, said

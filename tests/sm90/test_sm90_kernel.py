@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ajour import _native, diagnosis
 from ajour.formats import NMMatrix
 from ajour.ops import NM_LINEAR, decode
 from ajour.ops.nm_linear import sm90_kernel
@@ -19,9 +20,10 @@ from ajour.terms.row_table import parse_row_table
 
 KERNEL = sm90_kernel.KERNEL
 BUILT = ("256x128x128_2x1", "128x64x128_1x2")
+TWO_FOUR = NM(2, 4)
 
 
-def problem(pattern: Pattern = NM(2, 4), m: int = 4096, **changed: Any) -> Problem:
+def problem(pattern: Pattern = TWO_FOUR, m: int = 4096, **changed: Any) -> Problem:
     values: dict[str, Any] = {"n": 4096, "k": 4096, "dtype": "bfloat16", "device": "cuda", "capability": (9, 0)}
     return Problem("nm_linear", pattern, m, **(values | changed))
 
@@ -77,6 +79,21 @@ def test_a_build_without_cutlass_has_the_kernel_and_says_what_to_do(
     monkeypatch.setattr(sm90_kernel, "HAS_CUDA", False)
     said = "ajour was built without CUDA; build it where nvcc is found, with AJOUR_CUDA=ON"
     assert KERNEL.why_not(problem()) == said
+
+
+@pytest.mark.parametrize(
+    ("configs", "said"),
+    [
+        (BUILT, "built in; cuda_sm90: 256x128x128_2x1, 128x64x128_1x2"),
+        ((), "built in; cuda_sm90: not built, for want of CUTLASS's headers (nvidia-cutlass)"),
+    ],
+)
+def test_the_doctor_says_what_was_built(configs: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "HAS_CUDA", True)
+    monkeypatch.setattr(_native.native, "sm90_configs", configs)
+    monkeypatch.setattr(diagnosis, "_self_tests", lambda: ())
+    (found,) = (each for each in diagnosis.diagnose().findings if each.subject == "CUDA kernels")
+    assert (found.status, found.found) == ("ok", said)
 
 
 @pytest.mark.usefixtures("native")

@@ -27,7 +27,7 @@ struct Sm90Parts {
                                                   1>;  // a bias may stand anywhere
   using Fusion =
       cutlass::epilogue::fusion::Sm90EVT<cutlass::epilogue::fusion::Sm90Compute<Finish, Element, float, kRound>,
-                                         cutlass::epilogue::fusion::Sm90AccFetch, Bias, Residual<Element>>;
+                                         cutlass::epilogue::fusion::Sm90AccFetch, Bias, Residual>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster, Shares, float, float, Element, ByColumn,
       kAligned, Element, ByColumn, kAligned, cutlass::epilogue::TmaWarpSpecializedCooperative, Fusion>::CollectiveOp;
@@ -39,6 +39,10 @@ struct Sm90Parts {
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, MainLoop, Epilogue,
                                                       cutlass::gemm::StreamKScheduler>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+  static_assert(Kernel::SharedStorageSize <= cutlass::gemm::collective::detail::sm90_smem_capacity_bytes,
+                "no room for this tile");
+  static_assert(Sm90Metadata::kClusterRows % (TILE_N * CLUSTER_N) == 0, "a cluster would read beyond the metadata");
+  static_assert(TILE_K == Sm90Metadata::kColumns, "CUTLASS orders the metadata by the columns of a tile");
 
   static typename Gemm::Arguments arguments(const Sm90Call& call) {
     using Schedule = cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams;

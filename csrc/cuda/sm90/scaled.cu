@@ -51,7 +51,7 @@ template <class Element>
 using ByFeature = fusion::Sm90ColBroadcast<0, Tile, Element, float, OfFeature, 1>;  // may stand anywhere
 using Fusion =
     fusion::Sm90EVT<fusion::Sm90Compute<ScaledFinish, Large, float, kRound>, fusion::Sm90AccFetch, ByFeature<float>,
-                    fusion::Sm90RowBroadcast<0, Tile, float, float, OfRow, 1>, ByFeature<Large>, Residual<Large>>;
+                    fusion::Sm90RowBroadcast<0, Tile, float, float, OfRow, 1>, ByFeature<Large>, Residual>;
 using Shares = cute::Shape<cute::_128, cute::_16>;
 using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
     cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster, Shares, float, float, Large, ByColumn,

@@ -121,7 +121,7 @@ def _run(
 ) -> Tensor:
     (m, k), device, bfloat16 = x.shape, x.get_device(), entry.dtype == "bfloat16"
     stride, of_one_column = x.stride()
-    if of_one_column != 1 or (m > 1 and stride % _N) or x.data_ptr() % _ALIGNED:
+    if of_one_column != 1 or (m > 1 and (stride % _N or stride < k)) or x.data_ptr() % _ALIGNED:
         x, stride = x.clone(memory_format=torch.contiguous_format), k
     call, built, room = _launch(m, entry.n, k, entry.config, bfloat16, device)
     y = x.new_empty(m, entry.n)

@@ -1,0 +1,162 @@
+"""cuda_sm90 on a Hopper card: right for every shape it takes, the same bits every time; its packing on the GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ajour.formats import NMMatrix
+from ajour.ops import NM_LINEAR
+from ajour.ops.functional import problem_of
+from ajour.ops.nm_linear import sm90_kernel
+from ajour.ops.prepare import prepare, restore
+from ajour.terms.pattern import NM
+from ajour.terms.problem import ACTIVATIONS
+from pruned import bits, keep_mask, stored_places, truth
+
+TWO_FOUR = NM(2, 4)
+KERNEL = sm90_kernel.KERNEL
+ROWS = (1, 3, 16, 64, 100, 127, 128, 129, 256, 300, 1000, 2048)
+SHAPES = ((8, 16), (64, 256), (1000, 1008), (264, 5008), (4096, 512), (512, 4096), (2560, 144))
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def hopper() -> None:
+    """On another card, or in a build without CUTLASS, the kernel refuses; say why nothing was tested."""
+    asked = problem_of(weight(64, 64, torch.bfloat16).to("cuda"), 64)
+    if reason := KERNEL.why_not(asked):
+        pytest.skip(f"cuda_sm90 was not tested: {reason}")
+
+
+def weight(n: int, k: int, dtype: torch.dtype, density: float = 0.5) -> NMMatrix:
+    w = torch.where(keep_mask(TWO_FOUR, n, k, density, skew=density < 0.5), torch.randn(n, k), 0.0)
+    return NMMatrix.from_dense(w.to(dtype), TWO_FOUR)
+
+
+def call(matrix: NMMatrix, config: str, x: Tensor, *rest: object) -> Tensor:
+    packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", config)])
+    bias, activation, residual = rest or (None, "none", None)
+    return NM_LINEAR.call(x.cuda(), packed, bias, table, activation, residual)  # type: ignore[arg-type]
+
+
+def aligned(t: Tensor) -> Tensor:
+    return t.cuda()
+
+
+def odd(t: Tensor) -> Tensor:
+    """At an address that no instruction for 16 bytes takes."""
+    return torch.empty(t.numel() + 1, dtype=t.dtype, device="cuda")[1:].view_as(t).copy_(t)
+
+
+@pytest.mark.parametrize("m", ROWS)
+def test_every_row_count_is_within_the_error_rule_and_repeats_itself(m: int) -> None:
+    for turn, (n, k) in enumerate(SHAPES):
+        dtype, activation = DTYPES[(turn + m) % 2], ACTIVATIONS[(turn + m) % len(ACTIVATIONS)]
+        matrix, x = weight(n, k, dtype, (0.1, 0.5)[turn % 2]), torch.randn(m, k).to(dtype)
+        bias = torch.randn(n).to(dtype) if turn % 2 else None
+        residual = torch.randn(m, n).to(dtype) if turn % 3 else None
+        expected = truth(x, matrix.to_dense(), bias, residual, activation)
+        given = [None if t is None else t.cuda() for t in (bias, residual)]
+        packed, _ = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", "")])
+        for config in KERNEL.configs(problem_of(matrix.to("cuda"), m)):
+            _, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", config)])
+            first, again = (NM_LINEAR.call(x.cuda(), packed, given[0], table, activation, given[1]) for _ in range(2))
+            expected.check(first.cpu(), f"{config} {n}x{k} m={m} {dtype} {activation}")
+            assert torch.equal(bits(first), bits(again)), f"{config}: two runs differ"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_the_epilogue_with_and_without_bias_and_residual(dtype: torch.dtype, activation: str) -> None:
+    matrix, x = weight(520, 528, dtype), torch.randn(200, 528).to(dtype)
+    for bias in (None, torch.randn(520).to(dtype)):
+        for residual in (None, torch.randn(200, 520).to(dtype)):
+            expected = truth(x, matrix.to_dense(), bias, residual, activation)
+            for place in (aligned, odd):
+                given = [None if t is None else place(t) for t in (bias, residual)]
+                for mode in ("stream", "tiles"):
+                    config = f"{sm90_kernel.native.sm90_configs[0]} {mode} w1"
+                    y = call(matrix, config, x, given[0], activation, given[1])
+                    what = f"{config} {activation} {bias is not None} {residual is not None} {place.__name__}"
+                    expected.check(y.cpu(), what)
+
+
+def test_large_negative_and_positive_sums_leave_each_activation_finite() -> None:
+    matrix = weight(256, 256, torch.bfloat16)
+    x = torch.randn(128, 256).bfloat16() * 40
+    for activation in ACTIVATIONS:
+        expected = truth(x, matrix.to_dense(), None, None, activation)
+        expected.check(call(matrix, "", x, None, activation, None).cpu(), activation)
+
+
+def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column() -> None:
+    matrix = weight(200, 528, torch.bfloat16, 0.3)
+    x = torch.randn(19, 528).bfloat16()
+    x[0, 3], x[4, 527], x[18, 100] = float("inf"), float("nan"), -float("inf")
+    expected = torch.where(stored_places(matrix), x.double()[:, None] * matrix.to_dense().double(), 0.0).sum(-1)
+    for config in KERNEL.configs(problem_of(matrix.to("cuda"), 19)):
+        y = call(matrix, config, x).cpu().double()
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y[y.isinf()], expected[expected.isinf()])
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 16), (104, 400), (4096, 4096), (1000, 2064)])
+def test_small_and_large_weights_are_packed_on_the_gpu_as_on_the_cpu(n: int, k: int) -> None:
+    matrix = weight(n, k, torch.bfloat16)
+    here, there = KERNEL.prepack(matrix, ""), KERNEL.prepack(matrix.to("cuda"), "")
+    for mine, other in zip(here, there, strict=True):
+        assert torch.equal(bits(mine), bits(other.cpu()))
+    back = KERNEL.unpack(there, TWO_FOUR, (n, k))
+    for name, tensor in matrix.tensors().items():
+        assert torch.equal(bits(back.tensors()[name].cpu()), bits(tensor)), name
+
+
+def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls() -> None:
+    """One layer in two graphs on two streams: no call may share its scratch with another."""
+    packed, table = prepare(NM_LINEAR, weight(1024, 4096, torch.bfloat16).to("cuda"), [(None, "cuda_sm90", "")])
+    xs = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (96, 300)]
+    eager = [NM_LINEAR.call(x, packed, None, table, "none") for x in xs]
+    graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
+    for x in xs:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs.append([NM_LINEAR.call(x, packed, None, table, "none") for _ in range(8)])
+        graphs.append(graph)
+    for _ in range(20):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        torch.cuda.synchronize()
+        for expected, found in zip(eager, outputs, strict=True):
+            assert all(torch.equal(bits(y), bits(expected)) for y in found)
+
+
+def test_any_stream_and_any_device() -> None:
+    matrix, x = weight(704, 800, torch.float16), torch.randn(130, 800).half()
+    expected = truth(x, matrix.to_dense(), None, None, "none")
+    for device in range(torch.cuda.device_count()):
+        packed, table = prepare(NM_LINEAR, matrix.to(f"cuda:{device}"), [(None, "cuda_sm90", "")])
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            y = NM_LINEAR.call(x.to(f"cuda:{device}"), packed, None, table, "none")
+        torch.cuda.synchronize(device)
+        assert torch.cuda.current_device() == 0, "a call changed the current device"
+        expected.check(y.cpu(), f"cuda:{device}")
+
+
+def test_rows_of_any_layout() -> None:
+    matrix, wide = weight(128, 256, torch.bfloat16), torch.randn(260, 300, device="cuda").bfloat16()
+    for x in (wide[:130, :256], wide[::2, 8:264], wide[:3, 3:259], wide[:256, :130].t(), wide[:1, :256].expand(9, 256)):
+        expected = truth(x.cpu(), matrix.to_dense(), None, None, "silu")
+        expected.check(call(matrix, "", x, None, "silu", None).cpu(), f"{tuple(x.shape)} {x.stride()}")
+
+
+def test_one_layer_may_decode_by_one_kernel_and_prefill_by_this_one() -> None:
+    matrix = weight(512, 1024, torch.bfloat16)
+    packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(64, "cuda_decode", ""), (None, "cuda_sm90", "")])
+    for m in (1, 64, 65, 400):
+        x = torch.randn(m, 1024).bfloat16()
+        y = NM_LINEAR.call(x.cuda(), packed, None, table, "none")
+        truth(x, matrix.to_dense(), None, None, "none").check(y.cpu(), f"{table} m={m}")
+    assert torch.equal(bits(restore(NM_LINEAR, packed, table).to_dense().cpu()), bits(matrix.to_dense()))
