@@ -64,6 +64,9 @@ using MainLoop = typename gemm::collective::CollectiveBuilder<
     gemm::KernelTmaWarpSpecializedCooperative>::CollectiveOp;
 using Kernel = gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, MainLoop, Epilogue, gemm::StreamKScheduler>;
 using Gemm = gemm::device::GemmUniversalAdapter<Kernel>;
+static_assert(Kernel::SharedStorageSize <= gemm::collective::detail::sm90_smem_capacity_bytes, "no room for this tile");
+static_assert(Sm90Metadata::kClusterRows % (cute::size<0>(Tile{}) * cute::size<0>(Cluster{})) == 0,
+              "a cluster would read beyond the metadata");
 
 typename Gemm::Arguments arguments(const Sm90ScaledCall& call) {
   using Schedule = gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams;

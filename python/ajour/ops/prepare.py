@@ -15,7 +15,16 @@ from ajour.terms.row_table import make_row_table, parse_row_table
 Choice = tuple[int | None, str, str]  # largest number of rows or None, kernel, config
 
 # packed orders that no config changes
-_CONFIG_FREE = ("canonical", "scheduled", "dense", "nm_slabs", "nm_sm90", "scaled_nm_sm90", "bitmap_slabs", "cusparselt")
+_CONFIG_FREE = (
+    "canonical",
+    "scheduled",
+    "dense",
+    "nm_slabs",
+    "nm_sm90",
+    "scaled_nm_sm90",
+    "bitmap_slabs",
+    "cusparselt",
+)
 
 
 def prepare(op: LinearOp, matrix: SparseMatrix, choices: Sequence[Choice]) -> tuple[list[Tensor], str]:
