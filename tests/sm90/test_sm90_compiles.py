@@ -12,6 +12,7 @@ from ajour.terms.errors import KernelError
 from compiled import kernels, opcodes
 
 SPARSE = "WarpSpecializedSparse"  # CUTLASS's main loop, in the name of each of its kernels
+SMALL = "WarpSpecializedSparseFP8"  # that of scaled_nm_linear
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,8 +25,8 @@ def built() -> list[str]:
 
 @pytest.fixture(scope="module")
 def instructions() -> dict[tuple[str, str], list[str]]:
-    """The opcodes of each kernel."""
-    return {key: opcodes(text) for key, text in kernels("-sass", SPARSE).items()}
+    """The opcodes of each kernel of nm_linear."""
+    return {key: opcodes(text) for key, text in kernels("-sass", SPARSE).items() if SMALL not in key[1]}
 
 
 def test_every_configuration_is_there_for_both_dtypes_and_sm_90_alone(
@@ -86,3 +87,19 @@ def test_whole_tiles_need_no_scratch_and_cut_ones_some_for_two_waves_at_most(bui
 def test_a_configuration_that_was_not_built_is_named() -> None:
     with pytest.raises(KernelError, match="configuration '1x1x1_1x1' of cuda_sm90 was not built; build with"):
         native.Sm90Call(1, 8, 16, False, 1, 132).scratch_bytes("1x1x1_1x1", True)
+
+
+def test_products_in_e4m3_are_sparse_and_fed_by_tma() -> None:
+    """Their sums leave the tensor cores, which keep fewer bits of them, four products at a time."""
+    ((arch, name),) = kernels("-sass", SMALL)
+    found = opcodes(kernels("-sass", SMALL)[arch, name])
+    assert arch == "sm_90"
+    assert {o for o in found if "GMMA" in o} == {"QGMMA.SP.64x128x64.F32.E4M3.E4M3"}
+    assert sum(o.startswith("WARPGROUP.DEPBAR") for o in found) <= sum("GMMA" in o for o in found)
+    for wanted in ("UTMALDG", "UTMASTG"):
+        assert any(o.startswith(wanted) for o in found), wanted
+    assert any("MULTICAST" in o for o in found)
+    assert not any(o.startswith(("LDL", "STL")) for o in found), "local memory"
+    said = kernels("-res-usage", SMALL)[arch, name]
+    assert "STACK:0 " in said, said
+    assert "LOCAL:0 " in said, said

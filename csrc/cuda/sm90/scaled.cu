@@ -51,7 +51,7 @@ template <class Element>
 using ByFeature = fusion::Sm90ColBroadcast<0, Tile, Element, float, OfFeature, 1>;  // may stand anywhere
 using Fusion =
     fusion::Sm90EVT<fusion::Sm90Compute<ScaledFinish, Large, float, kRound>, fusion::Sm90AccFetch, ByFeature<float>,
-                    fusion::Sm90RowBroadcast<0, Tile, float, float, OfRow, 1>, ByFeature<Large>, Residual<Large>>;
+                    fusion::Sm90RowBroadcast<0, Tile, float, float, OfRow, 1>, ByFeature<Large>, Residual>;
 using Shares = cute::Shape<cute::_128, cute::_16>;
 using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
     cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster, Shares, float, float, Large, ByColumn,
@@ -64,6 +64,9 @@ using MainLoop = typename gemm::collective::CollectiveBuilder<
     gemm::KernelTmaWarpSpecializedCooperative>::CollectiveOp;
 using Kernel = gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, MainLoop, Epilogue, gemm::StreamKScheduler>;
 using Gemm = gemm::device::GemmUniversalAdapter<Kernel>;
+static_assert(Kernel::SharedStorageSize <= gemm::collective::detail::sm90_smem_capacity_bytes, "no room for this tile");
+static_assert(Sm90Metadata::kClusterRows % (cute::size<0>(Tile{}) * cute::size<0>(Cluster{})) == 0,
+              "a cluster would read beyond the metadata");
 
 typename Gemm::Arguments arguments(const Sm90ScaledCall& call) {
   using Schedule = gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams;

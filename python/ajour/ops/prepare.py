@@ -17,7 +17,8 @@ Choice = tuple[int | None, str, str]  # largest number of rows or None, kernel, 
 
 # packed orders that no config changes
 _CONFIG_FREE = (
-    "canonical", "scheduled", "dense", "cpu_split", "nm_slabs", "nm_sm90", "bitmap_slabs", "gap_rows", "cusparselt",
+    "canonical", "scheduled", "dense", "cpu_split", "nm_slabs", "nm_sm90", "scaled_nm_sm90", "bitmap_slabs", "gap_rows",
+    "cusparselt",
 )  # fmt: skip
 
 
