@@ -92,20 +92,22 @@ struct PlacedValues {
     for (int i = 0; i < kOwned / 2; ++i) row.pair[i] = 0;
     if constexpr (KEEP != 0) {
       expand_known(slab, lane, next, row);
-      return row;
-    }
+    } else {
 #pragma unroll
-    for (int group = 0; group < kOwned / GROUP; ++group) {
+      for (int group = 0; group < kOwned / GROUP; ++group) {
 #pragma unroll 1
-      for (int e = layout.keep; e > 0; --e, ++next.value, next.places >>= kBits) {
-        if (next.value % kPerWord == 0) {
-          const uint8_t* word = slab + layout.places_at(next.value / kPerWord, lane);
-          next.places = *reinterpret_cast<const uint32_t*>(word);
-        }
-        const uint32_t bits = *reinterpret_cast<const uint16_t*>(slab + NMSlabs::value_at(next.value, lane));
-        const int shift = int(next.places & (GROUP - 1)) * 16;
+        for (int e = layout.keep; e > 0; --e, ++next.value, next.places >>= kBits) {
+          if (next.value % kPerWord == 0) {
+            const uint8_t* word = slab + layout.places_at(next.value / kPerWord, lane);
+            next.places = *reinterpret_cast<const uint32_t*>(word);
+          }
+          const uint32_t bits = *reinterpret_cast<const uint16_t*>(slab + NMSlabs::value_at(next.value, lane));
+          const int shift = int(next.places & (GROUP - 1)) * 16;
 #pragma unroll
-        for (int i = 0; i < GROUP / 2; ++i) row.pair[group * (GROUP / 2) + i] |= ptx::shift_left(bits, shift - 32 * i);
+          for (int i = 0; i < GROUP / 2; ++i) {
+            row.pair[group * (GROUP / 2) + i] |= ptx::shift_left(bits, shift - 32 * i);
+          }
+        }
       }
     }
     return row;
