@@ -93,6 +93,8 @@ def test_masks_under_a_key_of_one_s_own(tmp_path: Path) -> None:
     assert set(found) == {"fc.weight", "bn.weight"}
     with pytest.raises(FileError, match=r"mask_key='kept' should hold \{name\} once"):
         ajour.read(state, mask_key="kept")
+    with pytest.raises(FileError, match=r"holds no mask under '\{name\}.kept'; it holds fc.weight, kept/fc"):
+        ajour.read(state, mask_key="{name}.kept")
     with pytest.raises(FileError, match=r"kept/fc has the shape \(3,\)"):
         ajour.read({**state, "kept/fc": torch.ones(3)}, mask_key="kept/{name}")
 

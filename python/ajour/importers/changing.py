@@ -6,6 +6,7 @@ from ajour.importers import lt_sft, mapping, mask_sparsity, peft_sft, r_amt
 from ajour.importers.change import Change
 from ajour.importers.checkpoint import Checkpoint
 from ajour.importers.restoring import check_expansion
+from ajour.terms.errors import FileError
 
 
 def find_changes(checkpoint: Checkpoint, mask_key: str | None = None) -> list[Change]:
@@ -25,8 +26,13 @@ def _found(checkpoint: Checkpoint, mask_key: str | None) -> list[Change]:
     if peft_sft.is_one(shapes):
         return list(peft_sft.changes(checkpoint, shapes))
     if mask_key is not None:
-        whole = any(True for _ in mapping.places(shapes, mask_key))
-        return [] if whole else list(mapping.keyed_changes(checkpoint, shapes, mask_key))
+        if any(True for _ in mapping.places(shapes, mask_key)):
+            return []
+        if not (found := list(mapping.keyed_changes(checkpoint, shapes, mask_key))):
+            raise FileError(
+                f"{checkpoint.path} holds no mask under {mask_key!r}; it holds {', '.join(list(shapes)[:4])}"
+            )
+        return found
     if mask_sparsity.is_one(checkpoint, shapes):
         return list(mask_sparsity.changes(checkpoint, shapes))
     return list(mapping.changes(checkpoint, shapes)) if mapping.are_masks(checkpoint, shapes) else []
