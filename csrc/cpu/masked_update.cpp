@@ -153,7 +153,8 @@ void update_dense(const Row<Rule>& given, int64_t begin, int64_t entries) {
 // phases follow one another too slowly to overlap in the processor.
 constexpr int kEnough = 128, kWords = 16;
 
-// Collects the gradients of kept ones of up to 64 entries; returns how many these are.
+// Collects the gradients of kept ones of up to 64 entries, divided by the scale only where the weight joins them;
+// returns how many these are.
 template <class T, class Rule, bool Master>
 AJOUR_INLINE int collect_word(const Row<Rule>& r, int64_t i, int64_t left, uint64_t word, float* grads) {
   const T* const weight = static_cast<const T*>(r.row.weight) + i;
@@ -163,8 +164,10 @@ AJOUR_INLINE int collect_word(const Row<Rule>& r, int64_t i, int64_t left, uint6
     if (left <= lane) break;
     const int count = left < lane + kLanes ? int(left) - lane : kLanes;
     const uint32_t mask = uint32_t(word >> lane) & kAllLanes;
-    Vec g = load_some(grad + lane, count) * broadcast(r.factor);
-    if constexpr (Rule::kDecaysGradient && !Master) g = r.rule.decayed(g, load_some(weight + lane, count));
+    Vec g = load_some(grad + lane, count);
+    if constexpr (Rule::kDecaysGradient && !Master) {
+      g = r.rule.decayed(g * broadcast(r.factor), load_some(weight + lane, count));
+    }
     compress(grads + kept, g, mask);
     kept += __builtin_popcount(mask);
   }
@@ -197,6 +200,7 @@ AJOUR_INLINE void update_kept(const Row<Rule>& r, int64_t at, int kept, float* g
   for (int j = 0; j < kept; j += kLanes) {
     const int count = kept - j < kLanes ? kept - j : kLanes;
     Vec s[Rule::kStates + 1], value = load(grads + j);
+    if constexpr (Master || !Rule::kDecaysGradient) value = value * broadcast(r.factor);
     AJOUR_UNROLL for (int k = 0; k < Rule::kStates; k++) s[k] = load_some(row.states[k] + at + j, count);
     if constexpr (Master) {
       const Vec w = load_some(row.master + at + j, count);
