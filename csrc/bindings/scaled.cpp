@@ -28,16 +28,16 @@ void bind_scaled(py::module_& m) {
         return call;
       }))
       .def("scratch_bytes", &cuda::sm90_scaled_scratch_bytes);
-  m.def("sm90_scaled_linear", [](Sm90ScaledCall call, Address values, Address metadata, Address w_scales, Address x,
-                                 Address x_scales, Address bias, Address residual, Address y, Address scratch,
-                                 int activation, int device, Address stream) {
-    call.values = at(values), call.metadata = at<uint8_t>(metadata), call.w_scales = at<float>(w_scales);
-    call.x = at(x), call.x_scales = at<float>(x_scales);
-    call.bias = at(bias), call.residual = at(residual);
-    call.y = at(y), call.scratch = at<uint8_t>(scratch), call.activation = activation;
-    const cuda::OnDevice on(device);
-    cuda::sm90_scaled_linear(call, at(stream));
-  });
+  m.def("sm90_scaled_linear",
+        [](Sm90ScaledCall call, Address values, Address metadata, Address w_scales, Address x, Address x_scales,
+           Address bias, Address residual, Address y, Address scratch, int activation, int device, Address stream) {
+          call.values = at(values), call.metadata = at<uint8_t>(metadata), call.w_scales = at<float>(w_scales);
+          call.x = at(x), call.x_scales = at<float>(x_scales);
+          call.bias = at(bias), call.residual = at(residual);
+          call.y = at(y), call.scratch = at<uint8_t>(scratch), call.activation = activation;
+          const cuda::OnDevice on(device);
+          cuda::sm90_scaled_linear(call, at(stream));
+        });
   m.attr("has_sm90_scaled") = true;
 #else
   m.attr("has_sm90_scaled") = false;
