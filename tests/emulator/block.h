@@ -1,6 +1,6 @@
-// A thread block on the CPU: every thread a fiber, run in random order and one warp far behind the others, so that what a
-// barrier has to order comes in every order. Asynchronous copies land at random moments, as late as possible; until then
-// their target is poisoned.
+// A thread block on the CPU: every thread a fiber, run in random order and one warp far behind the others, so that what
+// a barrier has to order comes in every order. Asynchronous copies land at random moments, as late as possible; until
+// then their target is poisoned.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
