@@ -61,6 +61,12 @@ def _suite(parser: argparse.ArgumentParser) -> None:
     add("--only", default="", help="cells whose name holds one of these texts, like '2:4,block 32x32 10%%'")
     add("--seconds", type=float, default=0.3, help="time for each cell")
     add("--modes", default="", help="graph, eager or both on a GPU; default: both")
+    add(
+        "--continue",
+        dest="resume",
+        action="store_true",
+        help="keep the rows of --json, measure the cells it lacks (ops)",
+    )
     add("--commit", default="", metavar="SHA", help="what is measured, where there is no .git to ask")
     add("--no-gradients", action="store_true", help="leave the products of training out (ops)")
     add("--no-peers", action="store_true", help="leave torch's own sparse tensors out (ops)")
@@ -113,7 +119,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
 
 def _measure(asked: argparse.Namespace, console: Console) -> int:
     device = torch.device(asked.device)
-    rows: list[dict[str, Any]] = []
+    rows = _known(asked, device)
     saved = None if asked.save is None else results.place(asked.verb, device, asked.save)
     paths = [path for path in (asked.json, saved) if path]
     older = results.read(asked.against) if asked.against else None
@@ -140,6 +146,17 @@ def _measure(asked: argparse.Namespace, console: Console) -> int:
     return 1 if wrong else 0
 
 
+def _known(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """The rows that --continue keeps, and none of another device."""
+    if not asked.resume or asked.json is None or not asked.json.exists() or asked.verb != "ops":
+        return []
+    found = results.read(asked.json)
+    if (here := results.device_facts(device)["name"]) != found["device"]["name"]:
+        raise ValueError(f"--continue: {asked.json} was measured on {found['device']['name']}, this is {here}")
+    kept: list[dict[str, Any]] = found["rows"]
+    return kept
+
+
 def _dtypes(asked: argparse.Namespace, device: torch.device) -> list[torch.dtype]:
     names = asked.dtypes or ("bfloat16" if device.type == "cuda" else "float32,bfloat16")
     unknown = [name for name in names.split(",") if name not in DTYPES]
@@ -159,7 +176,7 @@ def _modes(asked: argparse.Namespace, device: torch.device) -> tuple[str, ...]:
 
 def _ops(asked: argparse.Namespace, device: torch.device, threads: list[int], console: Console) -> Cells:
     from benchmarks import cases, shapes
-    from benchmarks.ops import Settings, run
+    from benchmarks.ops import Settings, cell_of, run
 
     every = cases.smoke_cases() if asked.smoke else cases.cases(device.type)
     places = shapes.SMOKE if asked.smoke and not asked.shapes else shapes.named(asked.shapes, device.type)
@@ -177,6 +194,7 @@ def _ops(asked: argparse.Namespace, device: torch.device, threads: list[int], co
         gradients=not asked.no_gradients,
         compiled=device.type == "cuda" and not asked.no_compile,
         modes=_modes(asked, device),
+        known=frozenset(map(cell_of, _known(asked, device))),
     )
     return run(settings)
 
@@ -187,6 +205,11 @@ def _models(asked: argparse.Namespace, device: torch.device, threads: list[int],
 
     every = smoke_subjects() if asked.smoke else subjects(device.type)
     chosen = [each for each in every if any(text in f"{each} {each.dtype}" for text in asked.only.split(","))]
+    if asked.dtypes:
+        wanted = _dtypes(asked, device)
+        chosen = [each for each in chosen if each.dtype in wanted]
+    if not chosen:
+        raise ValueError(f"--only and --dtypes leave none of the models {', '.join(dict.fromkeys(map(str, every)))}")
     seconds = 0.05 if asked.smoke else max(asked.seconds, 2.0)
     compiled = not asked.no_compile and not asked.smoke
     settings = Settings(chosen, threads, device, seconds, compiled, _modes(asked, device))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ajour.planning.candidates import Form
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
 
 FEW, MANY = (1, 4), (128, 512)  # rows of x on a CPU: decoding, and prefill or batches
 DECODE = (1, 8, 16, 32, 64)  # on a GPU
 PREFILL = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+SPLIT_FROM = 0.25  # below, the 2:4 part of a split weight alone stores over twice the non-zeros
 SKEW = 0.8  # standard deviation of the logarithm of a row's density
 
 
@@ -32,6 +34,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.values or self.pattern} {self.density:.0%} {self.mask}"
 
+    def forms(self, device: str) -> list[Form]:
+        """The ways to store it that are measured: as the pattern says, and half-dense zeros anywhere split in two."""
+        split = isinstance(self.pattern, Unstructured) and self.density >= SPLIT_FROM and device == "cpu"
+        return [Form(self.pattern), *([Form(self.pattern, split=True)] if split else [])]
+
 
 def cases(device: str = "cpu") -> list[Case]:
     """Every pattern and density of the targets; skewed masks where rows can differ."""
@@ -47,6 +54,7 @@ def _cpu_cases() -> list[Case]:
     made += [Case(NM(2, 4), 0.5, "random", both), Case(NM(1, 4), 0.25, "random", both)]
     made += [Case(Unstructured(), 0.5, "random", both), Case(Unstructured(), 0.7, "random", (1, 8, 128))]
     made += [Case(pattern, 0.1, "skewed", (1, 128)) for pattern in (Block(32, 32), Block(4, 1), Unstructured())]
+    made += [Case(Block(32, 32), 0.1, "balanced", (1, 128))]
     return made
 
 

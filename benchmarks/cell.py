@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ajour.planning.candidates import Form
+from ajour.planning.candidates import Candidate, Form
 from ajour.planning.correctness import Oracle
 from ajour.planning.measuring import Built, Subject, dense_sides, sparse_side
 from ajour.planning.timing import Side, Timer, Timing, differ, measure
@@ -45,14 +45,14 @@ class HeldPeer:
 @dataclass(frozen=True)
 class Held:
     """Copies of one weight, enough of each side's own to be cold: dense, packed dense, each sparse candidate's, each
-    peer's. pack_us: what packing took, by kernel and configuration.
+    peer's. pack_us: what packing took.
     """
 
     dense: Sequence[Tensor]
     panels: Sequence[Tensor]
     sparse: Sequence[tuple[Built, list[list[Tensor]]]]
     peers: Sequence[HeldPeer] = ()
-    pack_us: dict[tuple[str, str], float] = field(default_factory=dict)
+    pack_us: dict[Candidate, float] = field(default_factory=dict)
     refused: Sequence[str] = ()
 
 
@@ -94,7 +94,7 @@ class Cell:
                 ratio = oracle.error_ratio(built.run(x, None))
                 self.timer(side, 0, 1)
             except FAILURES as error:
-                broken.append(self._broken(built.candidate.kernel, built.candidate.config, first_line(error)))
+                broken.append(self._broken(built.candidate.kernel, built.candidate.config, first_line(error), built))
             else:
                 ours.append((built, side, ratio))
         sides = [*dense, *control, *(side for _, side, _ in ours)]
@@ -108,8 +108,9 @@ class Cell:
         }
         found = []
         for (built, _, ratio), timing in zip(ours, timings[len(dense) + len(control) :], strict=True):
-            described = self.described(self._op, built.candidate.kernel, built.candidate.config)
-            pack_us = held.pack_us.get((built.candidate.kernel, built.candidate.config))
+            candidate = built.candidate
+            described = self.described(candidate.form.op.name, candidate.kernel, candidate.config)
+            pack_us = held.pack_us.get(candidate)
             found.append({**described, **base, **self.measured(timing, timings[best], ratio), "pack_us": pack_us})
         peers = [self._peer(each, x, dense[best], timings[best], oracle) for each in held.peers]
         return found + broken + peers
@@ -118,8 +119,9 @@ class Cell:
     def _op(self) -> str:
         return Form(self.case.pattern).op.name
 
-    def _broken(self, kernel: str, config: str, reason: str) -> Row:
-        return {**self.described(self._op, kernel, config), **not_run(reason), "error_ratio": LARGEST_RATIO}
+    def _broken(self, kernel: str, config: str, reason: str, built: Built | None = None) -> Row:
+        op = built.candidate.form.op.name if built else self._op
+        return {**self.described(op, kernel, config), **not_run(reason), "error_ratio": LARGEST_RATIO}
 
     def _peer(self, held: HeldPeer, x: Tensor, dense: Side, beside: Timing, oracle: Oracle) -> Row:
         """A peer beside the best dense side alone, so that a slow one takes no rounds from the kernels above.

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ajour import huge_pages
 from ajour._native import native
 from ajour.planning.timing import Side
 
@@ -25,8 +26,13 @@ def panels(weights: Sequence[Tensor]) -> list[Tensor]:
     if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.bfloat16) or n % PANEL or k % 2:
         return []
     if first.dtype == torch.float32:
-        return [w.view(n // PANEL, PANEL, k).transpose(1, 2).contiguous() for w in weights]
-    return [w.view(n // PANEL, PANEL, k // 2, 2).permute(0, 2, 1, 3).contiguous() for w in weights]
+        return [_held(w.view(n // PANEL, PANEL, k).transpose(1, 2)) for w in weights]
+    return [_held(w.view(n // PANEL, PANEL, k // 2, 2).permute(0, 2, 1, 3)) for w in weights]
+
+
+def _held(w: Tensor) -> Tensor:
+    """A contiguous copy where the sparse kernels' packed weights lie, so that pages make no difference."""
+    return huge_pages.empty(w.numel(), w.dtype).view(w.shape).copy_(w)
 
 
 def control_side(x: Tensor, packed: Sequence[Tensor]) -> list[Side]:

@@ -23,7 +23,7 @@ from benchmarks.cell import Cell, Row, us
 
 FEWEST_ROWS = 128  # training has many
 LEAST_SIDE = 16  # of a block that is trained
-MOST_LAYERS = 16  # held at once: each keeps its y, and with many rows the weight is the smallest part
+MOST_LAYERS = 16  # held at once: each keeps its ys, and with many rows the weight is the smallest part
 
 
 def trained(case: Case, rows: Sequence[int]) -> list[int]:
@@ -71,12 +71,15 @@ def gradient_rows(cell: Cell, dense: Sequence[Tensor], count: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A trainable layer with the graph of one forward; x: [m, k], dy: [m, n]."""
+    """A trainable layer with two graphs of one forward, each of which passes back only what is asked for: a node that
+    may pass back both dx and dW computes both, whichever the caller wants. x: [m, k], dy: [m, n].
+    """
 
     module: BlockLinear
     x: Tensor
     dy: Tensor
-    y: Tensor
+    y_of_x: Tensor
+    y_of_values: Tensor
 
     @classmethod
     def of(cls, cell: Cell, x: Tensor, dy: Tensor) -> Layer:
@@ -84,8 +87,11 @@ class Layer:
         pattern, w = cell.case.pattern, cell.subject.w
         assert isinstance(pattern, Block)
         module = BlockLinear(BlockMatrix.from_dense(w, pattern), trainable=True)
-        x = x.detach().requires_grad_()
-        return cls(module, x, dy, module(x))
+        values, x = module.get_parameter("blocks"), x.detach().requires_grad_()
+        values.requires_grad_(False)
+        y_of_x = module(x)
+        values.requires_grad_(True)
+        return cls(module, x, dy, y_of_x, module(x.detach()))
 
     @property
     def kernel(self) -> str:
@@ -100,11 +106,11 @@ class Layer:
 
     def dx(self) -> Tensor:
         """dy @ w"""
-        return grad(self.y, self.x, self.dy, retain_graph=True)[0]
+        return grad(self.y_of_x, self.x, self.dy, retain_graph=True)[0]
 
     def dw(self) -> Tensor:
         """dy.T @ x at the live blocks."""
-        return grad(self.y, self.values, self.dy, retain_graph=True)[0]
+        return grad(self.y_of_values, self.values, self.dy, retain_graph=True)[0]
 
     def step(self) -> tuple[Tensor, ...]:
         """y, dx and dw"""

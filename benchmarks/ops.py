@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from ajour.detect import detect
 from ajour.formats.e4m3 import EXPONENTS
 from ajour.ops.prepare import prepare
-from ajour.planning.candidates import Form, candidates
+from ajour.planning.candidates import Candidate, Form, candidates
 from ajour.planning.device import last_level_cache
 from ajour.planning.measuring import Built, Subject, build, copies
 from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, cpu_timer
@@ -35,7 +36,8 @@ PACKED_ONCE_MORE = 1 << 24  # elements up to which packing is timed on its own
 class Settings:
     """What to measure. only: cells whose name holds one of these texts; seconds: for each cell; smoke: only that it
     works; peers: torch's own sparse tensors too; gradients: what training takes, too; compiled: torch.compile's dense
-    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph.
+    too, tuned for every cell; modes: "eager", and "graph" for replays of a CUDA graph; known: cells (as `cell_of` names
+    them) that were measured before and are left out, products of training aside.
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -51,6 +53,7 @@ class Settings:
     gradients: bool = True
     compiled: bool = False
     modes: Sequence[str] = ("eager",)
+    known: frozenset[tuple[Any, ...]] = frozenset()
 
     def timer(self, mode: str) -> Timer:
         """The clock of a mode."""
@@ -74,6 +77,19 @@ def run(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
         torch.set_num_threads(before)
 
 
+def cell_of(row: Row) -> tuple[Any, ...]:
+    """What names the cell of a result row."""
+    return tuple(row.get(each) for each in ("shape", "pattern", "density", "mask", "dtype", "m", "mode", "threads"))
+
+
+def _known(settings: Settings, name: str, case: Case, dtype: torch.dtype, m: int) -> bool:
+    """Whether all that is to be measured of a case at m rows stands in a result already."""
+    described = (name, str(case.pattern), round(case.density, 4), case.mask, str(dtype).removeprefix("torch."), m)
+    return not (settings.gradients and trained(case, [m])) and all(
+        (*described, mode, torch.get_num_threads()) in settings.known for mode in settings.modes
+    )
+
+
 def _count(settings: Settings, nbytes: int) -> int:
     """Copies that make a side cold."""
     cold = 1 if settings.smoke else min(COLD * last_level_cache(settings.device), COPIES_LIMIT)
@@ -93,7 +109,9 @@ def _shape(
     weights = [held[0] for held in copies([w], _count(settings, w.numel() * w.element_size()))]
     packed = panels(weights)
     for case in chosen:
-        rows = case.rows if settings.rows is None else settings.rows
+        rows = [m for m in settings.rows or case.rows if not _known(settings, name, case, dtype, m)]
+        if not rows:
+            continue
         subject = Subject(name, pruned(shape, case, dtype, device=settings.device), None)
         if case.values:
             yield from _scaled(settings, subject, case, rows, limits)
@@ -103,7 +121,7 @@ def _shape(
         work = Work(matrix.nbytes, matrix.values.numel())
         sparse = [(each, copies(each.packed, _count(settings, each.nbytes))) for each in built]
         peers = _peers(settings, subject.w, case) if settings.peers else []
-        held = Held(weights, packed, sparse, peers, _packing_times(matrix, built, settings), refused)
+        held = Held(weights, packed, sparse, peers, _packing_times(subject.w, built, settings), refused)
         for m in rows:
             for mode in settings.modes:
                 cell = Cell(
@@ -131,24 +149,26 @@ def _scaled(
 def _built(settings: Settings, subject: Subject, case: Case, rows: Sequence[int]) -> tuple[list[Built], list[str]]:
     """Every kernel and configuration that takes the case at some of the rows; and what failed to pack."""
     capability = torch.cuda.get_device_capability(settings.device) if settings.device.type == "cuda" else None
-    found = detect(subject.w)
-    taken, _ = candidates(Form(case.pattern), found, rows, settings.device.type, capability, False)
+    found, taken = detect(subject.w), []
+    for form in case.forms(settings.device.type):
+        taken += candidates(form, found, rows, settings.device.type, capability, False)[0]
     refused: list[str] = []
     return build(subject.w, taken, refused.append), refused
 
 
-def _packing_times(matrix: object, built: Sequence[Built], settings: Settings) -> dict[tuple[str, str], float]:
-    """µs of packing the canonical form anew, for each kernel and configuration; nothing for the largest weights."""
-    times = {}
-    for each in built:
-        candidate, shape = each.candidate, matrix.shape  # type: ignore[attr-defined]
-        if settings.smoke or shape[0] * shape[1] > PACKED_ONCE_MORE:
-            continue
+def _packing_times(w: Tensor, built: Sequence[Built], settings: Settings) -> dict[Candidate, float]:
+    """µs of packing the canonical form anew, for each candidate; nothing for the largest weights."""
+    times: dict[Candidate, float] = {}
+    if settings.smoke or w.numel() > PACKED_ONCE_MORE:
+        return times
+    forms = dict.fromkeys(each.candidate.form for each in built)
+    matrices = {form: form.op.matrix.from_dense(w, form.pattern) for form in forms}
+    for candidate in (each.candidate for each in built):
         start = time.perf_counter()
-        prepare(candidate.form.op, matrix, [(None, candidate.kernel, candidate.config)])  # type: ignore[arg-type]
+        prepare(candidate.form.op, matrices[candidate.form], [(None, candidate.kernel, candidate.config)])
         if settings.device.type == "cuda":
             torch.cuda.synchronize(settings.device)
-        times[candidate.kernel, candidate.config] = round((time.perf_counter() - start) * 1e6, 1)
+        times[candidate] = round((time.perf_counter() - start) * 1e6, 1)
     return times
 
 

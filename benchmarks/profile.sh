@@ -18,6 +18,6 @@ fi
 metrics=dram__bytes_read.sum.per_second,dram__throughput.avg.pct_of_peak_sustained_elapsed
 metrics+=,lts__t_bytes.sum.per_second,l1tex__data_bank_conflicts_pipe_lsu.sum
 metrics+=,sm__inst_executed_pipe_tensor.sum,smsp__issue_active.avg.pct_of_peak_sustained_active,gpu__time_duration.sum
-exec ncu --target-processes all --kernel-name regex:stripe_linear --launch-skip 20 --launch-count 40 \
+exec ncu --target-processes all --kernel-name regex:stripe_linear\|gap_linear --launch-skip 20 --launch-count 40 \
   --metrics "$metrics" --section WarpStateStats --section Occupancy --section LaunchStats --csv \
   "${suite[@]}" --rows 1,16,64

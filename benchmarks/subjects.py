@@ -81,11 +81,12 @@ def _on_gpu() -> list[Subject]:
 
 
 def smoke_subjects() -> list[Subject]:
-    """A small encoder and a small decoder that only show that the suite works."""
+    """A small encoder and small decoders that only show that the suite works."""
     small = (Block(16, 16), 0.25)
     return [
         Subject("encoder 2x64", partial(encoder, 2, 64, 4, 128), _normal(64), *small, ((1, 8),)),
         Subject("llama 1x256", partial(llama, 1, 256, 512, 1, 2, 8), _normal(256), NM(2, 4), None, ((2, 1),)),
+        Subject("llama 1x256", partial(llama, 1, 256, 512, 1, 2, 8), _normal(256), *small, ((2, 1),)),
     ]
 
 

@@ -26,12 +26,12 @@ def dumped(option: str) -> str:
 
 
 def kernels(option: str, named: str) -> dict[tuple[str, str], str]:
-    """(architecture, name) -> what was said of each kernel whose name holds `named`."""
+    """(architecture, name) -> what was said of each kernel whose name holds the pattern `named`."""
     found, arch = {}, ""
     for part in re.split(r"^(?=arch = |\s*Function)", dumped(option), flags=re.MULTILINE):
         if part.startswith("arch = "):
             arch = part.split()[2].rstrip("a")
-        elif (name := re.match(r"\s*Function\s*:?\s*(\w+)", part)) and named in name[1]:
+        elif (name := re.match(r"\s*Function\s*:?\s*(\w+)", part)) and re.search(named, name[1]):
             found[arch, name[1]] = part
     return found
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.utils._device import _device_constructors
 
+from ajour import huge_pages
+
 # `with torch.device(...)` remembers torch's constructors when it is first used; those are the real ones
 _device_constructors()
 
@@ -27,6 +29,7 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """NaN in everything that torch.empty, empty_like, empty_strided and new_empty hand out."""
     if "unpoisoned" not in request.keywords:  # tracing replaces these functions itself
+        monkeypatch.setattr(huge_pages, "empty", _poisoned(huge_pages.empty))
         for name in ("empty", "empty_like", "empty_strided"):
             monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
         monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ajour.pruning import prune
 from ajour.terms.pattern import NM
@@ -31,3 +31,32 @@ def other() -> nn.Module:
 def number() -> int:
     """No model."""
     return 3
+
+
+class Reshaping(nn.Linear):
+    """Takes pictures, which nothing but its forward knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        return super().forward(x.reshape(batch, channels * height * width))
+
+
+def reshaping() -> nn.Module:
+    """A linear layer that takes pictures of 2x4x8."""
+    return Reshaping(64, 8)
+
+
+class OwnError(Exception):
+    """An error that no library knows."""
+
+
+class Failing(nn.Linear):
+    """A layer that can't run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise OwnError("not today")
+
+
+def failing() -> nn.Module:
+    """A model whose forward raises an error of its own."""
+    return Failing(64, 8)

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
+from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix, SplitMatrix
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
+
+
+@dataclass(frozen=True)
+class Split(Unstructured):
+    """Zeros anywhere, for a matrix in two parts."""
+
+    def __str__(self) -> str:
+        return "split"
 
 
 def keep_mask(pattern: Pattern, n: int, k: int, density: float = 0.4, skew: bool = False) -> Tensor:
@@ -36,6 +44,7 @@ def matrix_of(w: Tensor, pattern: Pattern) -> SparseMatrix:
         NM: NMMatrix,
         Block: BlockMatrix,
         Unstructured: BitmapMatrix,
+        Split: SplitMatrix,
         Dense: DenseMatrix,
     }
     return kinds[type(pattern)].from_dense(w, pattern)
@@ -44,6 +53,8 @@ def matrix_of(w: Tensor, pattern: Pattern) -> SparseMatrix:
 def stored_places(matrix: SparseMatrix) -> Tensor:
     """bool [n, k]: the places whose product counts, by the definition of each format: explicit zeros of it too."""
     n, k = matrix.shape
+    if isinstance(matrix, SplitMatrix):
+        return stored_places(matrix.pairs()) | stored_places(matrix.rest())
     if isinstance(matrix, NMMatrix):
         assert isinstance(matrix.pattern, NM)
         groups = -(-k // matrix.pattern.group)

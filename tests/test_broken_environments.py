@@ -88,7 +88,7 @@ def test_the_doctor_names_what_is_missing_with_a_remedy_each(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr  # a CPU needs none of these
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
     for subject, remedy in {
-        "Triton": "pip install 'ajour[triton]'",
+        "Triton": "pip install 'triton>=3.6'",
         "transformers": "pip install transformers",
         "matplotlib": "pip install matplotlib",
         "C++ compiler": "install g++ or clang++",
@@ -123,7 +123,7 @@ def test_no_matplotlib_is_said_before_anything_is_measured(tmp_path: Path) -> No
     stubs = without(tmp_path, "matplotlib")
     page = tmp_path / "page.html"
     said = one_line(ajour("bench", "factories:number", "--html", page, stubs=stubs), 3)  # no model is even looked for
-    assert "a page with charts needs matplotlib; install it with: pip install 'ajour[plots]'" in said
+    assert "a page with charts needs matplotlib; install it with: pip install matplotlib" in said
     assert not page.exists()
 
 
@@ -166,16 +166,35 @@ def test_a_package_that_a_factory_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "spec", "said"),
+    ("text", "spec", "said", "line"),
     [
-        ("def boom(): raise ValueError('no weights\\nat all')", "mine:boom", "mine:boom raised ValueError: no weights"),
-        ("def boom(): {}['x']", "mine:boom", "mine:boom raised KeyError: 'x'"),
-        ("raise RuntimeError('too early')", "mine:boom", "mine raised RuntimeError: too early"),
+        (
+            "def boom(): raise ValueError('no weights\\nat all')",
+            "mine:boom",
+            "mine:boom raised ValueError: no weights",
+            1,
+        ),
+        ("def boom(): {}['x']", "mine:boom", "mine:boom raised KeyError: 'x'", 1),
+        ("raise RuntimeError('too early')", "mine:boom", "mine raised RuntimeError: too early", 1),
+        ("class Odd(Exception): ...\ndef boom(): raise Odd('mine')", "mine:boom", "mine:boom raised Odd: mine", 2),
+        ("def boom(): exit(7)", "mine:boom", "mine:boom raised SystemExit: 7", 1),
     ],
 )
-def test_a_factory_that_raises(tmp_path: Path, text: str, spec: str, said: str) -> None:
+def test_a_factory_that_raises(tmp_path: Path, text: str, spec: str, said: str, line: int) -> None:
     (tmp_path / "mine.py").write_text(text)
-    assert one_line(ajour("plan", spec, stubs=tmp_path), 2) == f"error: {said}\n"
+    place = f" ({tmp_path / 'mine.py'}, line {line})"
+    assert one_line(ajour("plan", spec, stubs=tmp_path), 2) == f"error: {said}{place}\n"
+
+
+def test_a_model_that_can_not_run() -> None:
+    said = one_line(ajour("bench", "factories:failing"), 2)
+    assert "the model does not take an input of shape 1x64: OwnError: not today (" in said
+
+
+def test_a_plan_file_that_does_not_exist(tmp_path: Path) -> None:
+    out, plan = tmp_path / "out.safetensors", tmp_path / "none.json"
+    said = one_line(ajour("convert", "factories:pruned", "-o", out, "--plan", plan), 2)
+    assert f"{plan} is no file; make a plan with: ajour plan MODEL -o FILE" in said
 
 
 def test_a_package_that_a_factory_needs_when_it_runs(tmp_path: Path) -> None:

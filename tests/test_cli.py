@@ -79,6 +79,18 @@ def test_inspect_a_factory() -> None:
     assert "2 layers: 2 with zeros" in run("inspect", "factories:pruned").output
 
 
+def test_project_says_what_it_costs_and_saves_only_when_asked(tmp_path: Path) -> None:
+    result = run("project", "factories:pruned", "1:4", "--permute", "--shape", "4x64", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.output)["layers"]
+    assert [row["permuted"] for row in rows] == [True, True]
+    assert all(0 < row["energy_lost"] < row["energy_lost_unpermuted"] and row["output_error"] > 0 for row in rows)
+    assert "2 fit as they are" in run("project", "factories:pruned", "2:4").output
+    path = tmp_path / "model.safetensors"
+    assert run("project", "factories:pruned", "1:4", "--permute", "-o", path).exit_code == 0
+    assert isinstance(ajour.load(path, pruned())[0], ajour.nn.Permuted)
+
+
 def test_inspect_a_file(converted: Path) -> None:
     result = run("inspect", converted, "--json")
     assert result.exit_code == 0, result.output
@@ -157,14 +169,25 @@ def test_convert_refuses_a_plan_that_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, bad = tmp_path / "made.safetensors", tmp_path / "bad.json"
-    assert exits(monkeypatch, "convert", "factories:pruned", "-o", out, "--plan", bad) == 1
-    assert "make a plan with: ajour plan" in capsys.readouterr().err
+    assert exits(monkeypatch, "convert", "factories:pruned", "-o", out, "--plan", bad) == 2
+    said = capsys.readouterr().err
+    assert f"{bad} is no file; make a plan with: ajour plan MODEL -o FILE" in said
+    assert said.count("\n") == 1
     bad.write_text("{nope")
     assert exits(monkeypatch, "convert", "factories:pruned", "-o", out, "--plan", bad) == 1
     said = capsys.readouterr().err
     assert f"{bad}: this is no plan: " in said
     assert f"make a plan with: ajour plan MODEL -o {bad}" in said
     assert not out.exists()
+
+
+def test_verify_of_a_file_that_is_none_exits_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert exits(monkeypatch, "verify", tmp_path / "none", "--against", "factories:pruned") == 2
+    assert "none is no file; expected one that `ajour convert` or ajour.save wrote" in capsys.readouterr().err
+    assert exits(monkeypatch, "verify", tmp_path, "--against", "factories:pruned") == 2
+    assert "is a folder; expected one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

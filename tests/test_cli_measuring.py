@@ -83,7 +83,7 @@ def test_bench_exits_1_where_the_verification_fails(quick: None, monkeypatch: py
 
 @pytest.mark.parametrize("verb", ["limits", "plan", "bench"])
 def test_a_default_shape_that_does_not_fit_asks_for_one_that_does(verb: str) -> None:
-    result = run(verb, "factories:pruned")  # takes 64 features
+    result = run(verb, "factories:reshaping")  # takes pictures, and does not show it
     assert result.exit_code == 2
     assert "--shape 1x3x224x224" in unwrapped(result)
     result = run(verb, "factories:pruned", "--shape", "4x63")
@@ -197,7 +197,9 @@ def test_the_demo_refuses_a_page_that_can_not_be_written_before_it_measures(
     assert (tmp_path / "new").is_dir()
 
 
-@pytest.mark.parametrize("verb", ["doctor", "inspect", "limits", "plan", "convert", "bench", "verify", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["doctor", "inspect", "limits", "project", "plan", "convert", "bench", "verify", "demo"]
+)
 def test_every_verb_can_print_json(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     result = run(verb, "--help")

@@ -69,8 +69,8 @@ def test_every_kernel_is_described() -> None:
 
 
 def test_what_formats_say_of_their_tensors_names_them_all() -> None:
-    from ajour.formats import BitmapMatrix, BlockMatrix, NMMatrix, ScaledNMMatrix
+    from ajour.formats import BitmapMatrix, BlockMatrix, NMMatrix, ScaledNMMatrix, SplitMatrix
 
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    for matrix in (NMMatrix, BlockMatrix, BitmapMatrix, ScaledNMMatrix):
+    for matrix in (NMMatrix, BlockMatrix, BitmapMatrix, ScaledNMMatrix, SplitMatrix):
         assert all(name in page for name in matrix.NAMES), matrix

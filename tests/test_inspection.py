@@ -162,7 +162,15 @@ def test_a_model_without_linear_layers_is_told_that_nothing_can_be_converted() -
     torch_prune.l1_unstructured(model[0], "weight", 0.9)
     text = str(inspect(model))
     assert "2 layers: nothing here that ajour could convert, as it converts linear layers; 1 with zeros" in text
-    assert "0: Conv2d is a convolution" in text
+    assert "0 (and 1 more): Conv2d is a convolution" in text
+
+
+def test_a_reason_that_many_layers_share_is_said_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), nn.LSTM(8, 32))
+    text = str(inspect(model))
+    assert text.count("Conv2d is a convolution") == 1
+    assert "0 (and 2 more): Conv2d is a convolution; only linear layers are converted" in text
+    assert "3.weight_hh_l0: LSTM runs" in text
 
 
 def test_a_pruned_convolution_shows_its_mask_and_density() -> None:

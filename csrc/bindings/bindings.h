@@ -19,6 +19,7 @@ T* at(Address address) {
 void bind_formats(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_training(py::module_& m);
+void bind_projection(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_sm90(py::module_& m);
 void bind_scaled(py::module_& m);

@@ -3,6 +3,7 @@
 #include "layout/bitmap.h"
 #include "layout/bitmap_slabs.h"
 #include "layout/decode_shape.h"
+#include "layout/gap_rows.h"
 #include "layout/nm_slabs.h"
 #include "layout/sm80_shape.h"
 #ifdef AJOUR_HAS_CUDA
@@ -84,6 +85,46 @@ void bind_slabs(py::module_& m) {
       .def_property_readonly("stripes", [](const DecodeShape& shape) { return shape.stripes.stripes; });
 }
 
+void bind_gap_rows(py::module_& m) {
+  m.attr("GAP_ROWS") = kGapMaxRows;
+  m.attr("GAP_UNIT") = kGapUnit;
+  py::class_<GapRows>(m, "GapRows")
+      .def(py::init(&gap_rows))
+      .def_readonly("spans", &GapRows::spans)
+      .def_readonly("width", &GapRows::width)
+      .def_property_readonly("groups", &GapRows::groups);
+  m.def(
+      "index_gap_rows",
+      [](const GapRows& layout, const BitmapRows& rows, Address order, Address index) {
+        index_gap_rows(layout, rows, at<int32_t>(order), at<int32_t>(index));
+      },
+      Unlocked());
+  m.def(
+      "pack_gap_rows",
+      [](const GapRows& layout, const BitmapRows& rows, Address order, Address index, Address data) {
+        pack_gap_rows(layout, rows, at<int32_t>(order), at<int32_t>(index), at<uint8_t>(data));
+      },
+      Unlocked());
+  m.def(
+      "count_gap_rows",
+      [](const GapRows& layout, Address data, Address index) {
+        return count_gap_rows(layout, at<uint8_t>(data), at<int32_t>(index));
+      },
+      Unlocked());
+  m.def(
+      "unpack_gap_rows",
+      [](const GapRows& layout, Address data, Address order, Address index, const BitmapRows& rows) {
+        unpack_gap_rows(layout, at<uint8_t>(data), at<int32_t>(order), at<int32_t>(index), rows);
+      },
+      Unlocked());
+  py::class_<GapShape>(m, "GapShape")
+      .def(py::init(&gap_shape))
+      .def_readonly("tokens", &GapShape::tokens)
+      .def_readonly("blocks", &GapShape::blocks)
+      .def_readonly("shared_bytes", &GapShape::shared_bytes)
+      .def_readonly("scratch_bytes", &GapShape::scratch_bytes);
+}
+
 // How the 2:4 kernel for many rows is laid over a device; without CUDA too.
 void bind_sm80_shape(py::module_& m) {
   py::class_<Sm80Shape>(m, "Sm80Shape")
@@ -133,20 +174,31 @@ void bind_products(py::module_& m) {
                             activation,
                             shape};
   };
-  m.def("nm_decode", [call](const NMSlabs& layout, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride,
-                            int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
-                            int activation, int device, Address stream) {
-    cuda::nm_decode(
-        layout,
-        call(shape, slabs, 0, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y, scratch, activation),
-        bfloat16, device, at(stream));
-  });
+  const auto nm = [call](auto product) {
+    return [call, product](const NMSlabs& layout, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride,
+                           int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
+                           int activation, int device, Address stream) {
+      product(layout,
+              call(shape, slabs, 0, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y, scratch,
+                   activation),
+              bfloat16, device, at(stream));
+    };
+  };
+  m.def("nm_decode", nm(cuda::nm_decode));
+  m.def("lanes_decode", nm(cuda::lanes_decode));
   m.def("bitmap_decode", [call](const BitmapSlabs& layout, Address slabs, Address index, const DecodeShape& shape,
                                 Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y,
                                 Address scratch, bool bfloat16, int activation, int device, Address stream) {
     cuda::bitmap_decode(call(shape, slabs, index, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y,
                              scratch, activation),
                         bfloat16, device, at(stream));
+  });
+  m.def("gap_decode", [call](const GapRows& layout, Address data, Address index, Address order, const GapShape& shape,
+                             Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y,
+                             Address scratch, bool bfloat16, int activation, int device, Address stream) {
+    const cuda::DecodeCall given =
+        call({}, data, index, layout.n, layout.k, x, x_stride, rows, bias, residual, y, scratch, activation);
+    cuda::gap_decode(layout, at<int32_t>(order), shape, given, bfloat16, device, at(stream));
   });
 }
 #endif
@@ -155,6 +207,7 @@ void bind_products(py::module_& m) {
 
 void bind_decode(py::module_& m) {
   bind_slabs(m);
+  bind_gap_rows(m);
   bind_sm80_shape(m);
 #ifdef AJOUR_HAS_CUDA
   bind_sm80(m);

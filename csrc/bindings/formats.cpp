@@ -23,6 +23,7 @@ py::dict census(const ajour::WeightView& w) {
   all["nonzeros"] = found.nonzeros;
   all["zero_rows"] = found.zero_rows;
   all["zero_cols"] = found.zero_cols;
+  all["beyond_two"] = found.beyond_two;
   all["keeps"] = keeps;
   all["blocks"] = blocks;
   return all;

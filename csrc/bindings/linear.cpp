@@ -117,6 +117,36 @@ void bind_bitmap_rows(py::module_& m) {
       Unlocked());
 }
 
+// x @ w.T for a weight in chunked rows: no bias, no residual, no activation and no y yet.
+cpu::ChunkedLinear chunked_product(Address values, Address columns, Address index, Address x, int64_t x_stride,
+                                   int64_t m, int64_t n, int64_t k, int dtype) {
+  const ChunkedRows w = read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), n, k, 0);
+  cpu::ChunkedLinear product{};
+  product.x = at(x);
+  product.x_stride = x_stride;
+  product.m = m;
+  product.n = n;
+  product.k = k;
+  product.dtype = dtype;
+  product.values = w.values;
+  product.columns = w.columns;
+  product.visits = w.visits;
+  product.cells = w.cells;
+  product.panels = w.panels;
+  product.panel_count = w.panel_count;
+  product.chunk_count = w.chunk_count;
+  product.chunk_columns = w.chunk_columns();
+  product.residual_stride = n;
+  return product;
+}
+
+void run_chunked(const char* op, cpu::ChunkedLinear product) {
+  bool out_of_memory = false;
+  product.out_of_memory = &out_of_memory;
+  cpu::chunked_linear(product);
+  if (out_of_memory) refuse<KernelError>(op, ": out of memory for the sums of ", product.n, " out features");
+}
+
 // bitmap_linear on the CPU: chunked rows.
 void bind_chunked_rows(py::module_& m) {
   m.attr("PANEL_ALIGN") = kPanelAlign;
@@ -140,29 +170,28 @@ void bind_chunked_rows(py::module_& m) {
       "chunked_linear",
       [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address columns,
          Address index, Address bias, Address residual, int activation, Address y) {
-        const ChunkedRows w = read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), n, k, 0);
-        bool out_of_memory = false;
-        cpu::chunked_linear({at(x),
-                             x_stride,
-                             m,
-                             n,
-                             k,
-                             dtype,
-                             w.values,
-                             w.columns,
-                             w.visits,
-                             w.cells,
-                             w.panels,
-                             w.panel_count,
-                             w.chunk_count,
-                             w.chunk_columns(),
-                             at(bias),
-                             at(residual),
-                             n,
-                             activation,
-                             at(y),
-                             &out_of_memory});
-        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for the sums of ", n, " out features");
+        cpu::ChunkedLinear product = chunked_product(values, columns, index, x, x_stride, m, n, k, dtype);
+        product.bias = at(bias);
+        product.residual = at(residual);
+        product.activation = activation;
+        product.y = at(y);
+        run_chunked("bitmap_linear", product);
+      },
+      Unlocked());
+}
+
+// split_linear on the CPU: the sums of the scattered rest, unrounded, then the 2:4 part, which adds them to its own.
+void bind_split_linear(py::module_& m) {
+  m.def(
+      "split_linear",
+      [](const NMPanels& layout, Address panels, Address codes, Address values, Address columns, Address index,
+         Address x, int64_t rows, int64_t x_stride, Address bias, Address residual, Address sums, Address y, int type,
+         int activation) {
+        cpu::ChunkedLinear rest = chunked_product(values, columns, index, x, x_stride, rows, layout.n, layout.k, type);
+        rest.sums = at<float>(sums);
+        run_chunked("split_linear", rest);
+        cpu::nm_linear({layout, at(panels), at<uint8_t>(codes), at(x), rows, x_stride, at(bias), at(residual), at(y),
+                        static_cast<cpu::FloatType>(type), activation, at<float>(sums)});
       },
       Unlocked());
 }
@@ -174,6 +203,7 @@ void bind_linear(py::module_& m) {
   bind_block_linear(m);
   bind_bitmap_rows(m);
   bind_chunked_rows(m);
+  bind_split_linear(m);
 }
 
 }  // namespace ajour::bindings

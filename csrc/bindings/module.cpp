@@ -43,6 +43,7 @@ PYBIND11_MODULE(_C, m) {
   bind_formats(m);
   bind_linear(m);
   bind_training(m);
+  bind_projection(m);
   bind_decode(m);
   bind_sm90(m);
   bind_scaled(m);

@@ -4,6 +4,7 @@
 #include "cpu/block_linear.h"
 
 #include "cpu/block_tiles.h"
+#include "cpu/tile_sizes.h"
 #include "memory/parallel.h"
 #include "memory/scratch.h"
 
@@ -16,43 +17,12 @@ constexpr int64_t kFewTokens = 8;
 // GFLOP/s, with more 180), all that pays where the weight comes from memory (4096x4096, 32x32 at 50 %: 207, else 158).
 constexpr int64_t kPackedBytes = 640 << 10, kPackedBytesForNarrow = 256 << 10, kPackedBytesForLarge = 1536 << 10;
 constexpr int64_t kLargeWeight = 12 << 20, kTileBytes = 640 << 10;  // of one tile with tokens in lanes: it stays in L2
-constexpr int kGroupRows = 16;              // rows of y that are finished together: a cache line of floats
-constexpr int64_t kWorthThreads = 1 << 19;  // multiplications below which a second thread does not pay
-#if defined(__AVX512F__) || defined(__ARM_NEON)
-constexpr int kMostRows = 8;  // 24 sums of 32 registers
-#else
-constexpr int kMostRows = 4;  // 12 of 16
-#endif
-#if defined(__AVX512F__)
-constexpr int kTokens = 12;
-#elif defined(__AVX2__)
-constexpr int kTokens = 6;
-#elif defined(__ARM_NEON)
-constexpr int kTokens = 8;
-#else
-constexpr int kTokens = 4;
-#endif
-constexpr int kThird = kTokens >= 6 ? kTokens / 3 : 1;  // narrower last tiles: a third, or two
-constexpr int kPanelVecs = 2;                           // vectors of rows that share each broadcast of x
+constexpr int kGroupRows = 16;  // rows of y that are finished together: a cache line of floats
+constexpr int kPanelVecs = 2;   // vectors of rows that share each broadcast of x
 
 // Vectors of tokens in a tile against `rows` rows, an even number where columns come in loose pairs. Six for four rows
 // would fit the registers, but a wider tile of x stays less in the L1 cache: 141 for 150 GFLOP/s (Zen 5, 4x1 blocks).
 constexpr int most_vecs(int rows, bool loose) { return rows == kMostRows ? (loose ? 2 : 3) : 4; }
-
-AJOUR_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-AJOUR_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-AJOUR_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-AJOUR_INLINE int64_t in_lines(int64_t words) { return divide_up(words, 16) * 16; }  // of 64 bytes
-
-// Tokens [first, first + count) cut into tiles: all `width` wide but the last, which is `last` wide.
-struct Tiles {
-  int64_t first, count, number;
-  int width, last;
-  int64_t stride;  // words from one packed tile to the next
-
-  int width_of(int64_t tile) const { return tile == number - 1 ? last : width; }
-  int tokens_in(int64_t tile) const { return int(min64(width, count - tile * width)); }
-};
 
 // Stored is the type of weight, x and y; Form says how a word of packed x and weight is multiplied. Where Stored is not
 // what Form multiplies, panels are turned into floats first (kConverts).
@@ -108,17 +78,8 @@ class Product {
     return w_.columns_before(row) * w_.panels + w_.columns(row) * (panel % w_.panels) + 16 * panel;
   }
 
-  int64_t group_at(int64_t cost) const {  // the first group that begins at `cost` or later
-    int64_t low = 0, high = groups_;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (cost_before(middle) < cost) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+  int64_t group_at(int64_t cost) const {
+    return first_at(cost, groups_, [this](int64_t group) { return cost_before(group); });
   }
 
   // Runs body(first group, last group) on shares of equal cost.
@@ -138,17 +99,8 @@ class Product {
   // ---- x ----
 
   Tiles tiles(int64_t first, int64_t count) const {
-    Tiles t{first, count, 0, 0, 0, 0};
-    t.width = kRowsInLanes() ? kTokens : vecs_ * kLanes;
-    t.number = divide_up(count, t.width);
-    const int left = int(count - (t.number - 1) * t.width);
-    if (kRowsInLanes()) {
-      t.last = left <= kThird ? kThird : left <= 2 * kThird ? 2 * kThird : kTokens;
-    } else {
-      t.last = int(divide_up(left, kStep) * kStep);
-    }
-    t.stride = in_lines(words_ * t.width + kLanes);
-    return t;
+    const bool rows_in_lanes = kRowsInLanes();
+    return cut_into_tiles(first, count, rows_in_lanes ? kTokens : vecs_ * kLanes, words_, rows_in_lanes, kStep);
   }
 
   // Tokens whose packed form fits the budget: at least one tile.

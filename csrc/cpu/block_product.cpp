@@ -1,10 +1,13 @@
 // "Out" is the side of a block that y has, "in" the one that is summed over. Usually tokens lie in lanes: each weight
 // is read where it stands and broadcast, whatever the order of a block's elements, so that one loop serves W and its
 // transpose with two strides, and results are turned when they are written. Where a block's own rows fill vectors and
-// are the out side, as in the transpose, these lie in lanes and tokens are broadcast. x is packed in tiles of tokens.
+// are the out side, as in the transpose, these lie in lanes and tokens are broadcast, from where they stand: few blocks
+// read each of them, too few to pay for packing (dx of 1536x384 in 32x32 blocks at 10 %, 128 tokens: 79 us, packed 91;
+// Zen 5). Elsewhere x is packed in tiles of tokens.
 #include "cpu/block_product.h"
 
 #include "cpu/block_tiles.h"
+#include "cpu/tile_sizes.h"
 #include "memory/parallel.h"
 #include "memory/scratch.h"
 
@@ -14,33 +17,15 @@ namespace {
 // Bytes of x that are packed at once, as in block_linear.cpp: a share of L2 while the weight comes from L3 again for
 // each piece, more where it comes from memory.
 constexpr int64_t kPackedBytes = 320 << 10, kPackedBytesForLarge = 1536 << 10, kLargeWeight = 12 << 20;
-constexpr int64_t kTileBytes = 640 << 10;   // of one tile, where a narrower one is no slower
-constexpr int64_t kWorthThreads = 1 << 19;  // multiplications below which a second thread does not pay
-constexpr int kOuts = 32;                   // columns of y that are finished together
-constexpr int kLeastOuts = 16;              // a cache line of floats
-constexpr int kMostVecs = 3;                // vectors of tokens in a tile
-#if defined(__AVX512F__) || defined(__ARM_NEON)
-constexpr int kMostOuts = 8;  // 24 sums of 32 registers
-#else
-constexpr int kMostOuts = 4;  // 12 of 16
-#endif
-
-#if defined(__AVX512F__)
-constexpr int kTokens = 12;
-#elif defined(__AVX2__)
-constexpr int kTokens = 6;
-#elif defined(__ARM_NEON)
-constexpr int kTokens = 8;
-#else
-constexpr int kTokens = 4;
-#endif
-constexpr int kThird = kTokens >= 6 ? kTokens / 3 : 1;  // narrower last tiles: a third, or two
-constexpr int kOutVecs = 2;                             // vectors of outs that share each broadcast of x
-
-AJOUR_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-AJOUR_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-AJOUR_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-AJOUR_INLINE int64_t in_lines(int64_t words) { return divide_up(words, 16) * 16; }  // of 64 bytes
+// The same where x is read in place: the tokens at once are those that nothing was fetched ahead for at first, so fewer
+// are better (dx of 1536x384 in 32x32 blocks at 10 %, 512 cold tokens: 341 us, with kPackedBytes 388; of 4096x4096: 8.3
+// ms for 8.7; Zen 5).
+constexpr int64_t kBytesForSmall = 80 << 10, kSmallWeight = 512 << 10, kBytesForLarge = 800 << 10;
+constexpr int64_t kTileBytes = 640 << 10;  // of one tile, where a narrower one is no slower
+constexpr int kOuts = 32;                  // columns of y that are finished together
+constexpr int kLeastOuts = 16;             // a cache line of floats
+constexpr int kMostVecs = 3;               // vectors of tokens in a tile
+constexpr int kOutVecs = 2;                // vectors of outs that share each broadcast of x
 
 // A live block: word (out, in) of it stands at weights[out * out_step + in * in_step].
 struct Unit {
@@ -75,31 +60,60 @@ AJOUR_INLINE void add_units(const Unit* units, int64_t count, const Steps& steps
       add_to(to + r * kTokens + v * kLanes, sums[r][v], is_first);
 }
 
-// sums[v][t] of outs v * kLanes.. (lanes) and token t; x: [words][kWidth]. The next block is fetched
-// meanwhile, as the blocks of a column lie apart (dx of 4096x4096 in 32x32 blocks at 10 %, 512 tokens: 8.4 ms for 9.3;
-// Zen 5).
-template <class Form, int kWidth>
+// A packed tile of tokens: [words][kWidth] ...
+template <int kWidth>
+struct PackedTile {
+  const uint32_t* at;
+
+  AJOUR_INLINE_MEMBER PackedTile from(int64_t word) const { return {at + word * kWidth}; }
+  AJOUR_INLINE_MEMBER Words broadcast_token(int t) const { return broadcast(at[t]); }
+  AJOUR_INLINE_MEMBER void advance() { at += kWidth; }
+};
+
+// ... or tokens where they lie, `stride` bytes apart: three to a pointer, as addresses scale an index by 1 and by 2.
+template <int kWidth>
+struct TileInPlace {
+  const char* at[(kWidth + 2) / 3];
+  int64_t stride;
+
+  AJOUR_INLINE_MEMBER TileInPlace from(int64_t word) const {
+    TileInPlace moved = *this;
+    AJOUR_UNROLL for (int i = 0; i < (kWidth + 2) / 3; i++) moved.at[i] += word * 4;
+    return moved;
+  }
+  AJOUR_INLINE_MEMBER Words broadcast_token(int t) const {
+    return broadcast(*reinterpret_cast<const WordAnywhere*>(at[t / 3] + t % 3 * stride));
+  }
+  AJOUR_INLINE_MEMBER void advance() { AJOUR_UNROLL for (int i = 0; i < (kWidth + 2) / 3; i++) at[i] += 4; }
+};
+
+// sums[v][t] of outs v * kLanes.. (lanes) and token t. The next block is fetched meanwhile, as the blocks of a column
+// lie apart (dx of 4096x4096 in 32x32 blocks at 10 %, 512 tokens: 8.4 ms for 9.3; Zen 5), and `ahead` of x.
+template <class Form, int kWidth, class Tile>
 AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segment, const Steps& steps, int64_t out,
-                                const uint32_t* x, Vec (&sums)[kOutVecs][kWidth]) {
+                                const Tile& x, Ahead& ahead, Vec (&sums)[kOutVecs][kWidth]) {
   alignas(64) float totals[kOutVecs * kWidth * kLanes];
+  Ahead fetched = ahead;
   for (int64_t first = 0;; first += segment) {
     AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) AJOUR_UNROLL for (int t = 0; t < kWidth; t++) sums[v][t] = zero();
     const int64_t last = min64(count, first + segment);
     for (int64_t u = first; u < last; u++) {
-      const uint32_t* column = x + units[u].first * kWidth;
+      Tile column = x.from(units[u].first);
       const uint32_t* w = reinterpret_cast<const uint32_t*>(units[u].weights) + out;
       const uint32_t* next = reinterpret_cast<const uint32_t*>(units[u + 1 < count ? u + 1 : u].weights) + out;
-      for (int64_t i = 0; i < steps.count; i++, column += kWidth, w += steps.in) {
+      for (int64_t i = 0; i < steps.count; i++, column.advance(), w += steps.in) {
         Words weights[kOutVecs];
+        fetched.fetch();
         AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) __builtin_prefetch(next + i * steps.in + v * kLanes);
         AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) weights[v] = load(w + v * kLanes);
         AJOUR_UNROLL for (int t = 0; t < kWidth; t++) {
-          const Words value = broadcast(column[t]);
+          const Words value = column.broadcast_token(t);
           AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) sums[v][t] =
               Form::multiply_add(weights[v], value, sums[v][t]);
         }
       }
     }
+    ahead = fetched;
     if (last == count && !first) return;
     AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) AJOUR_UNROLL for (int t = 0; t < kWidth; t++)
         add_to(totals + (v * kWidth + t) * kLanes, sums[v][t], !first);
@@ -108,15 +122,6 @@ AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segmen
   AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) AJOUR_UNROLL for (int t = 0; t < kWidth; t++) sums[v][t] =
       load(totals + (v * kWidth + t) * kLanes);
 }
-
-// Tokens [first, first + count) in tiles of `width`, the last one as narrow as it can be.
-struct Tiles {
-  int64_t first, count, number, stride;  // stride: words from one packed tile to the next
-  int width, last;
-
-  int width_of(int64_t tile) const { return tile == number - 1 ? last : width; }
-  int tokens_in(int64_t tile) const { return int(min64(width, count - tile * width)); }
-};
 
 template <class Stored, class Form>
 class Product {
@@ -139,6 +144,7 @@ class Product {
     steps_ = {call.transposed ? 1 : call.cols, call.transposed ? call.cols : 1, ins_ / Form::kColumns};
     if (Form::kColumns == 2 && !call.transposed) steps_.out = call.cols / 2;
     lanes_are_outs_ = call.transposed && outs_ % (kOutVecs * kLanes) == 0;
+    in_place_ = lanes_are_outs_ && sizeof(Stored) * Form::kColumns == 4 && in_width_ % ins_ == 0;
     vecs_ = int(min64(kMostVecs, max64(2, kTileBytes / (words_ * kLanes * 4))));
     together_ = lanes_are_outs_ ? 1 : max64(1, kLeastOuts / outs_);
     items_ = divide_up(out_blocks_, together_);
@@ -163,20 +169,23 @@ class Product {
   // ---- x ----
 
   Tiles tiles(int64_t first, int64_t count) const {
-    const int width = lanes_are_outs_ ? kTokens : vecs_ * kLanes;
-    const int64_t number = divide_up(count, width), left = count - (number - 1) * width;
-    int last = int(divide_up(left, kLanes) * kLanes);
-    if (lanes_are_outs_) last = left <= kThird ? kThird : left <= 2 * kThird ? 2 * kThird : kTokens;
-    return {first, count, number, in_lines(words_ * width + kLanes), width, last};
+    return cut_into_tiles(first, count, lanes_are_outs_ ? kTokens : vecs_ * kLanes, words_, lanes_are_outs_, kLanes);
   }
 
   int64_t tokens_at_once() const {  // at least one tile
     const Tiles one = tiles(0, 1);
-    const bool is_large = call_.offsets[out_blocks_] * size_ * int64_t(sizeof(Stored)) > kLargeWeight;
-    return max64(1, (is_large ? kPackedBytesForLarge : kPackedBytes) / (one.stride * 4)) * one.width;
+    const int64_t weight = call_.offsets[out_blocks_] * size_ * int64_t(sizeof(Stored));
+    int64_t bytes = weight > kLargeWeight ? kPackedBytesForLarge : kPackedBytes;
+    if (in_place_ && weight > kLargeWeight) bytes = kBytesForLarge;
+    if (in_place_ && weight < kSmallWeight) bytes = kBytesForSmall;
+    return max64(1, bytes / (one.stride * 4)) * one.width;
   }
 
+  // Whether a tile of tokens is read where it lies.
+  bool stays(const Tiles& t, int64_t tile) const { return in_place_ && t.tokens_in(tile) == kTokens; }
+
   void pack(const Tiles& t, int64_t tile, uint32_t* packed) const {
+    if (stays(t, tile)) return;
     const int64_t first = t.first + tile * t.width, last = first + t.tokens_in(tile) - 1;
     const int width = t.width_of(tile);
     for (int g = 0; g < width; g += kLanes) {
@@ -253,9 +262,9 @@ class Product {
   void strip(const Unit* units, int64_t count, int first, int last, const uint32_t* x, float* sums) const {
     constexpr int kWidth = kVecs * kLanes;
     int out = first;
-    for (; out + kMostOuts <= last; out += kMostOuts)
-      outs<kMostOuts, kVecs>(units, count, out, x, sums + (out - first) * kWidth);
-    if constexpr (kMostOuts > 4) {
+    for (; out + kMostRows <= last; out += kMostRows)
+      outs<kMostRows, kVecs>(units, count, out, x, sums + (out - first) * kWidth);
+    if constexpr (kMostRows > 4) {
       if (out + 4 <= last) outs<4, kVecs>(units, count, out, x, sums + (out - first) * kWidth), out += 4;
     }
     for (; out < last; out++) outs<1, kVecs>(units, count, out, x, sums + (out - first) * kWidth);
@@ -267,17 +276,36 @@ class Product {
     return strip<1>(units, count, first, last, x, sums);
   }
 
-  template <int kWidth>
-  void rows_tile(const Unit* units, int64_t count, int64_t first, const uint32_t* x, int64_t token, int tokens) const {
+  template <int kWidth, class Tile>
+  void rows_tile(const Unit* units, int64_t count, int64_t first, const Tile& x, Ahead& ahead, int64_t token,
+                 int tokens) const {
     const int outs = int(min64(outs_, out_width_ - first));
     for (int out = 0; out < outs; out += kOutVecs * kLanes) {
       Vec sums[kOutVecs][kWidth];
-      outs_in_lanes<Form, kWidth>(units, count, max64(1, kSegment / ins_), steps_, out, x, sums);
+      to_.fetch(token, tokens, first + out, int(min64(kOutVecs * kLanes, outs - out)));
+      outs_in_lanes<Form, kWidth>(units, count, max64(1, kSegment / ins_), steps_, out, x, ahead, sums);
       write_rows(sums, to_, token, tokens, first + out, outs - out);
     }
   }
 
-  void rows_item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch) const {
+  TileInPlace<kTokens> in_place(int64_t token) const {
+    TileInPlace<kTokens> tile;
+    tile.stride = call_.x_stride * int64_t(sizeof(Stored));
+    const char* first = static_cast<const char*>(call_.x) + token * tile.stride;
+    for (int i = 0; i < (kTokens + 2) / 3; i++) tile.at[i] = first + 3 * i * tile.stride;
+    return tile;
+  }
+
+  // x of the tokens behind these, all of it by the time they are met; nothing where x is packed, which streams.
+  Ahead behind(const Tiles& t) const {
+    const int64_t stride = call_.x_stride * int64_t(sizeof(Stored)), next = t.first + t.count;
+    const int64_t tokens = in_place_ ? max64(0, min64(t.count, call_.m - next)) : 0;
+    const char* x = static_cast<const char*>(call_.x);
+    const int64_t steps = call_.offsets[out_blocks_] * steps_.count * t.number * divide_up(outs_, kOutVecs * kLanes);
+    return tokens ? Ahead{x + next * stride, divide_up(tokens * stride, max64(1, steps))} : Ahead{x, 0};
+  }
+
+  void rows_item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch, Ahead& ahead) const {
     find_units(item, scratch);
     const Unit* units = reinterpret_cast<const Unit*>(scratch);
     const int64_t count = offset(item + 1) - offset(item), first = item * outs_;
@@ -285,18 +313,20 @@ class Product {
       const uint32_t* x = packed + tile * t.stride;
       const int width = t.width_of(tile), tokens = t.tokens_in(tile);
       const int64_t token = t.first + tile * t.width;
-      if (width == kTokens) {
-        rows_tile<kTokens>(units, count, first, x, token, tokens);
+      if (stays(t, tile)) {
+        rows_tile<kTokens>(units, count, first, in_place(token), ahead, token, tokens);
+      } else if (width == kTokens) {
+        rows_tile<kTokens>(units, count, first, PackedTile<kTokens>{x}, ahead, token, tokens);
       } else if (width == kThird) {
-        rows_tile<kThird>(units, count, first, x, token, tokens);
+        rows_tile<kThird>(units, count, first, PackedTile<kThird>{x}, ahead, token, tokens);
       } else {
-        rows_tile<2 * kThird>(units, count, first, x, token, tokens);
+        rows_tile<2 * kThird>(units, count, first, PackedTile<2 * kThird>{x}, ahead, token, tokens);
       }
     }
   }
 
-  void item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch) const {
-    if (lanes_are_outs_) return rows_item(item, t, packed, scratch);
+  void item(int64_t item, const Tiles& t, const uint32_t* packed, uint32_t* scratch, Ahead& ahead) const {
+    if (lanes_are_outs_) return rows_item(item, t, packed, scratch, ahead);
     alignas(64) float sums[(kOuts + kLanes) * kMostVecs * kLanes];
     find_units(item, scratch);
     const Unit* units = reinterpret_cast<const Unit*>(scratch);
@@ -329,17 +359,8 @@ class Product {
   // Items before `item`, weighed by what they cost: live elements, and a tile to write.
   int64_t cost_before(int64_t item) const { return offset(item) * size_ + 16 * item * together_ * outs_; }
 
-  int64_t item_at(int64_t cost) const {  // the first item that begins at `cost` or later
-    int64_t low = 0, high = items_;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (cost_before(middle) < cost) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+  int64_t item_at(int64_t cost) const {
+    return first_at(cost, items_, [this](int64_t item) { return cost_before(item); });
   }
 
   // Each thread has its own tokens, whose packed form stays in its L2 cache.
@@ -353,7 +374,8 @@ class Product {
       for (int64_t token = first; token < last; token += at_once) {
         const Tiles t = tiles(token, min64(at_once, last - token));
         for (int64_t tile = 0; tile < t.number; tile++) pack(t, tile, packed);
-        for (int64_t i = 0; i < items_; i++) item(i, t, packed, packed + words);
+        Ahead ahead = behind(t);
+        for (int64_t i = 0; i < items_; i++) item(i, t, packed, packed + words, ahead);
       }
     });
   }
@@ -373,7 +395,8 @@ class Product {
         uint32_t* scratch = static_cast<uint32_t*>(thread_scratch(scratch_words() * 4));
         if (!scratch) return void(out_of_memory_ = true);
         const int64_t stop = last == cost ? items_ : item_at(last);
-        for (int64_t i = item_at(first); i < stop; i++) item(i, t, packed, scratch);
+        Ahead ahead = behind(t);
+        for (int64_t i = item_at(first); i < stop; i++) item(i, t, packed, scratch, ahead);
       });
     }
   }
@@ -385,6 +408,7 @@ class Product {
   Steps steps_;
   bool copies_;  // the blocks of an item are copied in another order or type first
   bool lanes_are_outs_;
+  bool in_place_;               // x is read where it lies, but for a last tile that is not whole
   int vecs_;                    // vectors of tokens in a tile
   int64_t out_blocks_, words_;  // words of a packed token
   int64_t together_, items_;    // out-blocks that are written together

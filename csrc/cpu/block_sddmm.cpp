@@ -1,10 +1,12 @@
-// Tokens go in chunks: dy and x of a chunk are packed once, block row by block row and block column by block column, so
-// that a block's part of both streams through the L1 cache; then each thread takes its own blocks. A block's products
-// are always added up in the same order, whatever the number of threads.
+// Tokens go in chunks: x of a chunk is packed once, block column by block column, so that a block's part of it streams
+// through the L1 cache; dy, of which single elements are broadcast, is read where it lies, if it is float32 and no
+// block overhangs it, else packed as well. Then each thread takes its own blocks. A block's products are always added
+// up in the same order, whatever the number of threads.
 #include "cpu/block_sddmm.h"
 
 #include <cstdlib>
 
+#include "cpu/tile_sizes.h"
 #include "cpu/token_tiles.h"
 #include "memory/parallel.h"
 #include "memory/scratch.h"
@@ -12,20 +14,17 @@
 namespace ajour::cpu::AJOUR_ISA {
 namespace {
 
-constexpr int64_t kPackedBytes = 4 << 20;  // of a chunk's dy and x: they are read again for every live block
-constexpr int64_t kPieceWords = 8192;      // of a block's dy and x together: 32 KiB of the L1 cache
-constexpr int64_t kMostSteps = 128;        // that registers add up before they join a total: rounding
-constexpr int64_t kRun = 16;               // blocks of one row that share a piece of dy
+// Of a chunk: x alone, or dy as well. They are read again for every live block.
+constexpr int64_t kPackedBytes = 1 << 20, kPackedBytesOfBoth = 4 << 20;
+constexpr int64_t kPieceWords = 8192;  // of a block's dy and x together: 32 KiB of the L1 cache
+constexpr int64_t kMostSteps = 128;    // that registers add up before they join a total: rounding
+constexpr int64_t kRun = 16;           // blocks of one row that share a piece of dy
 constexpr int kVecs = 2;
 #if defined(__AVX512F__) || defined(__ARM_NEON)
 constexpr int kRows = 8;  // 16 sums of 32 registers
 #else
 constexpr int kRows = 4;  // 8 of 16
 #endif
-
-AJOUR_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-AJOUR_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-AJOUR_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One step along the tokens is one token as floats ...
 template <class T>
@@ -48,17 +47,22 @@ struct Double {
   AJOUR_INLINE_MEMBER static Vec multiply_add(Words a, Words b, Vec sum) { return dot_pairs(sum, a, b); }
 };
 
-// [m, width] cut into panels of `side` columns; packed [panels][steps][padded].
+// [m, width] cut into panels of `side` columns, read where it lies or packed [panels][steps][padded].
 template <class T>
 struct Operand {
   const T* data;
   int64_t stride, width;
   int side, padded;
   int64_t panels;
-  uint32_t* packed;
+  bool in_place;
+  // of the chunk at hand, in words
+  const uint32_t* words;
+  int64_t of_panel, of_step;
 
-  AJOUR_INLINE_MEMBER const uint32_t* at(int64_t panel, int64_t step, int64_t steps) const {
-    return packed + (panel * steps + step) * padded;
+  int64_t packed_words() const { return in_place ? 0 : panels * padded; }  // of a step
+
+  AJOUR_INLINE_MEMBER const uint32_t* at(int64_t panel, int64_t step) const {
+    return words + panel * of_panel + step * of_step;
   }
 };
 
@@ -66,30 +70,30 @@ template <class T, class Form>
 class Sampled {
  public:
   explicit Sampled(const BlockSddmm& call) : call_(call) {
-    const Operand<T> dy{static_cast<const T*>(call.dy), call.dy_stride, call.n, call.rows, call.rows,
-                        divide_up(call.n, call.rows),   nullptr};
-    const Operand<T> x{static_cast<const T*>(call.x), call.x_stride, call.k, call.cols, call.cols,
-                       divide_up(call.k, call.cols),  nullptr};
+    const Operand<T> dy = operand(call.dy, call.dy_stride, call.n, call.rows);
+    const Operand<T> x = operand(call.x, call.x_stride, call.k, call.cols);
     turned_ = call.cols < kLanes && call.rows > call.cols;  // the longer side lies in lanes
     narrow_ = turned_ ? x : dy, wide_ = turned_ ? dy : x;
     wide_.padded = int(divide_up(wide_.side, kLanes) * kLanes);
+    // what is broadcast costs no more where it lies than packed; lanes that lie apart do (4096x1024: 2.4 for 3.2 ms)
+    narrow_.in_place = sizeof(T) == 4 && narrow_.width % narrow_.side == 0;
     size_ = int64_t(call.rows) * call.cols;
     piece_ = max64(16, min64(kMostSteps, kPieceWords / (narrow_.padded + wide_.padded)));
   }
 
   void run() {
-    const int64_t words = narrow_.panels * narrow_.padded + wide_.panels * wide_.padded;  // of a step
+    const int64_t words = narrow_.packed_words() + wide_.packed_words();  // of a step
     const int64_t all = divide_up(call_.m, Form::kTokens);
-    const int64_t chunk = min64(all, max64(1, kPackedBytes / (words * 4 * piece_)) * piece_);
+    const int64_t bytes = narrow_.in_place ? kPackedBytes : kPackedBytesOfBoth;
+    const int64_t chunk = min64(all, max64(1, bytes / (words * 4 * piece_)) * piece_);
     uint32_t* packed = static_cast<uint32_t*>(call_scratch(chunk * words * 4));
     float* totals = call_.is_float ? static_cast<float*>(call_.gradient) : nullptr;
     if (!call_.is_float && chunk < all) totals = static_cast<float*>(std::malloc(call_.live * size_ * 4));
     if (!packed || (!call_.is_float && chunk < all && !totals)) refuse_memory();
     for (int64_t first = 0; first < all && !out_of_memory_; first += chunk) {
       const int64_t steps = min64(chunk, all - first);
-      narrow_.packed = packed, wide_.packed = packed + narrow_.panels * narrow_.padded * steps;
-      pack(narrow_, first, steps);
-      pack(wide_, first, steps);
+      lay_out(narrow_, first, steps, packed);
+      lay_out(wide_, first, steps, packed + narrow_.packed_words() * steps);
       parallel_for(0, call_.live, max64(1, (1 << 19) / (size_ * steps)), [&](int64_t begin, int64_t end) {
         blocks(begin, end, steps, totals, first == 0, first + steps == all);
       });
@@ -99,8 +103,23 @@ class Sampled {
   }
 
  private:
+  static Operand<T> operand(const void* data, int64_t stride, int64_t width, int side) {
+    return {static_cast<const T*>(data), stride, width, side, side, divide_up(width, side), false, nullptr, 0, 0};
+  }
+
+  // Steps [first, first + steps) of an operand, packed into `room` or as they are.
+  void lay_out(Operand<T>& to, int64_t first, int64_t steps, uint32_t* room) const {
+    if (to.in_place) {
+      to.words = reinterpret_cast<const uint32_t*>(to.data + first * to.stride);
+      to.of_panel = to.side, to.of_step = to.stride;
+      return;
+    }
+    to.words = room, to.of_panel = steps * to.padded, to.of_step = to.padded;
+    pack(to, first, steps, room);
+  }
+
   // A few panels at a time: whole cache lines of x, and few enough streams to write.
-  void pack(const Operand<T>& to, int64_t first, int64_t steps) const {
+  void pack(const Operand<T>& to, int64_t first, int64_t steps, uint32_t* room) const {
     const int64_t together = max64(1, 256 / to.side), groups = divide_up(to.panels, together);
     parallel_for(0, groups, max64(1, (1 << 15) / (256 * steps)), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; g++) {
@@ -108,7 +127,7 @@ class Sampled {
           const int64_t token = (first + step) * Form::kTokens, tokens = call_.m - token;
           const T* row = to.data + token * to.stride;
           for (int64_t p = g * together; p < min64(to.panels, (g + 1) * together); p++) {
-            pack_row(to, row, p, tokens, to.packed + (p * steps + step) * to.padded);
+            pack_row(to, row, p, tokens, room + (p * steps + step) * to.padded);
           }
         }
       }
@@ -173,8 +192,8 @@ class Sampled {
 
   void block(int64_t p, int64_t step, int64_t steps, float* sums, bool add) const {
     const int64_t row = call_.block_rows[p], column = call_.columns[p], length = min64(piece_, steps - step);
-    const uint32_t* narrow = narrow_.at(turned_ ? column : row, step, steps);
-    const uint32_t* wide = wide_.at(turned_ ? row : column, step, steps);
+    const uint32_t* narrow = narrow_.at(turned_ ? column : row, step);
+    const uint32_t* wide = wide_.at(turned_ ? row : column, step);
     for (int lane = 0; lane < wide_.side; lane += kVecs * kLanes) {
       if (wide_.side - lane > kLanes) {
         columns<kVecs>(narrow, wide + lane, lane, length, sums, add);
@@ -198,7 +217,8 @@ class Sampled {
     Vec sums[kTall][kWide];
     AJOUR_UNROLL for (int r = 0; r < kTall; r++) AJOUR_UNROLL for (int v = 0; v < kWide; v++) sums[r][v] = zero();
     narrow += row;
-    for (int64_t step = 0; step < length; step++, narrow += narrow_.padded, wide += wide_.padded) {
+    const int64_t narrow_step = narrow_.of_step, wide_step = wide_.of_step;
+    for (int64_t step = 0; step < length; step++, narrow += narrow_step, wide += wide_step) {
       Words values[kWide];
       AJOUR_UNROLL for (int v = 0; v < kWide; v++) values[v] = load(wide + v * kLanes);
       AJOUR_UNROLL for (int r = 0; r < kTall; r++) {

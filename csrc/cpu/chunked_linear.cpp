@@ -226,6 +226,10 @@ void finish_panel(const ChunkedLinear& a, const Epilogue<T>& epilogue, int64_t r
         held = tokens - t < kLanes ? tokens - t : kLanes;
       }
       for (int64_t i = 0; i < held; i++) {
+        if (a.sums) {
+          store(a.sums + (token + t + i) * a.n + row + r, as_floats(lanes[i]), count);
+          continue;
+        }
         T* to = static_cast<T*>(a.y) + (token + t + i) * a.n + row + r;
         const Vec done = epilogue.finish(as_floats(lanes[i]), token + t + i, row + r, count);
         if (count == kLanes)

@@ -23,7 +23,8 @@ struct ChunkedLinear {
   int64_t residual_stride;
   int activation;
   void* y;
-  bool* out_of_memory;  // set instead of a result
+  bool* out_of_memory;    // set instead of a result
+  float* sums = nullptr;  // [m, n]: x @ w.T goes there instead, unrounded, and nothing to y; or null
 };
 
 AJOUR_PER_ISA(chunked_linear, ChunkedLinear)

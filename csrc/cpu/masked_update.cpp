@@ -6,35 +6,43 @@
 namespace ajour::cpu::AJOUR_ISA {
 namespace {
 
+// A rule's step in three parts, as compact storage computes the middle one for kept entries alone: decayed, what of the
+// weight joins the gradient; direction, from the gradient and the states; moved, the new weight.
+
 // Decoupled weight decay, Loshchilov and Hutter 2019 (arXiv 1711.05101), in the form and order of torch.optim.AdamW.
 template <bool Amsgrad>
 struct AdamW {
   static constexpr int kStates = Amsgrad ? 3 : 2;
+  static constexpr bool kDecaysGradient = false;
   AdamWCoefficients c;
 
-  AJOUR_INLINE_MEMBER Vec step(Vec w, Vec g, Vec* s) const {
+  AJOUR_INLINE_MEMBER Vec decayed(Vec g, Vec) const { return g; }
+  AJOUR_INLINE_MEMBER Vec direction(Vec g, Vec* s) const {
     s[0] = fma(g - s[0], broadcast(c.blend1), s[0]);
     s[1] = fma(g * broadcast(c.blend2), g, s[1] * broadcast(c.beta2));
     Vec second = s[1];
     if constexpr (Amsgrad) second = s[2] = (s[1] > s[2]) | (s[1] != s[1]) ? s[1] : s[2];
     const Vec denominator = fma(sqrt(second), broadcast(c.correction2), broadcast(c.eps));
-    return fma(s[0] / denominator, broadcast(-c.rate), w * broadcast(c.decay));
+    return s[0] / denominator;
   }
+  AJOUR_INLINE_MEMBER Vec moved(Vec w, Vec d) const { return fma(d, broadcast(-c.rate), w * broadcast(c.decay)); }
 };
 
 template <bool Momentum>
 struct Sgd {
   static constexpr int kStates = Momentum ? 1 : 0;
+  static constexpr bool kDecaysGradient = true;
   SgdCoefficients c;
 
-  AJOUR_INLINE_MEMBER Vec step(Vec w, Vec g, Vec* s) const {
-    g = fma(w, broadcast(c.decay), g);
+  AJOUR_INLINE_MEMBER Vec decayed(Vec g, Vec w) const { return fma(w, broadcast(c.decay), g); }
+  AJOUR_INLINE_MEMBER Vec direction(Vec g, Vec* s) const {
     if constexpr (Momentum) {
       s[0] = fma(g, broadcast(c.gain), s[0] * broadcast(c.momentum));
       g = c.nesterov != 0 ? fma(s[0], broadcast(c.momentum), g) : s[0];
     }
-    return fma(g, broadcast(-c.rate), w);
+    return g;
   }
+  AJOUR_INLINE_MEMBER Vec moved(Vec w, Vec d) const { return fma(d, broadcast(-c.rate), w); }
 };
 
 // To bfloat16 up or down at random, so that the mean is v: the upper half of v plus a 16-bit random number.
@@ -92,20 +100,15 @@ AJOUR_INLINE void store_weights(const Row<Rule>& r, int64_t i, Vec w, int count)
 
 constexpr int kAhead = 16 * kWord;  // entries
 
-template <class T>
-AJOUR_INLINE void prefetch_grads(const UpdateRow& row, int64_t i) {
-  AJOUR_UNROLL for (int line = 0; line < kWord; line += 64 / sizeof(T)) {
-    __builtin_prefetch(static_cast<const T*>(row.grad) + i + line);
-  }
-}
-
 // Asks for the states and gradients of 64 entries: where whole words are skipped, the processor doesn't foresee which.
 template <class T, class Rule>
 AJOUR_INLINE void prefetch_word(const UpdateRow& row, int64_t i) {
   AJOUR_UNROLL for (int line = 0; line < kWord; line += 16) {
     AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) __builtin_prefetch(row.states[j] + i + line, 1);
   }
-  prefetch_grads<T>(row, i);
+  AJOUR_UNROLL for (int line = 0; line < kWord; line += 64 / sizeof(T)) {
+    __builtin_prefetch(static_cast<const T*>(row.grad) + i + line);
+  }
 }
 
 // Entries begin to begin + entries of a parameter whose states have an entry for each of the weight's.
@@ -137,7 +140,7 @@ void update_dense(const Row<Rule>& given, int64_t begin, int64_t entries) {
       AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) s[j] = load_some(r.row.states[j] + at, count);
       const Vec g = load_some(static_cast<const T*>(r.row.grad) + at, count) * broadcast(r.factor);
       Vec w = Master ? load_some(r.row.master + at, count) : load_some(weight + at, count);
-      w = select(r.rule.step(w, g, s), mask);
+      w = select(r.rule.moved(w, r.rule.direction(r.rule.decayed(g, w), s)), mask);
       AJOUR_UNROLL for (int j = 0; j < Rule::kStates; j++) store_some(r.row.states[j] + at, select(s[j], mask), count);
       if constexpr (Master) store_some(r.row.master + at, w, count);
       store_weights<T>(r, at, w, count);
@@ -145,92 +148,106 @@ void update_dense(const Row<Rule>& given, int64_t begin, int64_t entries) {
   }
 }
 
-constexpr int kStretch = 1024;  // entries whose kept ones are collected at a time: 8 KiB, well inside the L1 cache
+// Kept entries are collected until there are about kEnough, from at most kWords words. On a Zen 5 thread AdamW at
+// density 0.5 moves 96 % of the bytes per second that streaming does, against 76 % with 1024 entries at a time, whose
+// phases follow one another too slowly to overlap in the processor.
+constexpr int kEnough = 128, kWords = 16;
 
-// Collects kept weights and gradients of up to 64 entries; returns how many these are.
-template <class T, bool Master>
-AJOUR_INLINE int collect_word(const UpdateRow& row, int64_t i, int64_t left, uint64_t word, float* weights,
-                              float* grads) {
-  T* const weight = static_cast<T*>(row.weight) + i;
-  const T* const grad = static_cast<const T*>(row.grad) + i;
+// Collects the gradients of kept ones of up to 64 entries; returns how many these are.
+template <class T, class Rule, bool Master>
+AJOUR_INLINE int collect_word(const Row<Rule>& r, int64_t i, int64_t left, uint64_t word, float* grads) {
+  const T* const weight = static_cast<const T*>(r.row.weight) + i;
+  const T* const grad = static_cast<const T*>(r.row.grad) + i;
   int kept = 0;
   AJOUR_UNROLL for (int lane = 0; lane < kWord; lane += kLanes) {
-    if (left < lane + kLanes && left <= lane) break;
+    if (left <= lane) break;
     const int count = left < lane + kLanes ? int(left) - lane : kLanes;
     const uint32_t mask = uint32_t(word >> lane) & kAllLanes;
-    compress(grads + kept, load_some(grad + lane, count), mask);
-    if constexpr (!Master) compress(weights + kept, load_some(weight + lane, count), mask);
+    Vec g = load_some(grad + lane, count) * broadcast(r.factor);
+    if constexpr (Rule::kDecaysGradient && !Master) g = r.rule.decayed(g, load_some(weight + lane, count));
+    compress(grads + kept, g, mask);
     kept += __builtin_popcount(mask);
   }
   return kept;
 }
 
-// Writes up to 64 weights: those that `values` has for kept entries, +0.0 elsewhere. Returns how many were kept.
-template <class T, class Rule>
+// Writes up to 64 weights: +0.0, or for kept entries what `values` says, which is the new weight if there is a master
+// and else the direction. Returns how many were kept.
+template <class T, class Rule, bool Master>
 AJOUR_INLINE int spread_word(const Row<Rule>& r, int64_t i, int64_t left, uint64_t word, const float* values) {
+  const T* const weight = static_cast<const T*>(r.row.weight) + i;
   int kept = 0;
   AJOUR_UNROLL for (int lane = 0; lane < kWord; lane += kLanes) {
-    if (left < lane + kLanes && left <= lane) break;
+    if (left <= lane) break;
     const uint32_t mask = uint32_t(word >> lane) & kAllLanes;
     const int count = left < lane + kLanes ? int(left) - lane : kLanes;
-    store_weights<T>(r, i + lane, decompress(values + kept, mask), count);
+    Vec w = decompress(values + kept, mask);
+    if constexpr (!Master) w = select(r.rule.moved(load_some(weight + lane, count), w), mask);
+    store_weights<T>(r, i + lane, w, count);
     kept += __builtin_popcount(mask);
   }
   return kept;
 }
 
-// One step for `kept` entries whose states, and master if there is one, lie at place `at`; weights become the new ones.
+// One step for `kept` entries whose states, and master if there is one, lie at place `at`; gradients become what
+// spread_word reads.
 template <class Rule, bool Master>
-AJOUR_INLINE void update_kept(const Row<Rule>& r, int64_t at, int kept, const float* grads, float* weights) {
+AJOUR_INLINE void update_kept(const Row<Rule>& r, int64_t at, int kept, float* grads) {
   const UpdateRow& row = r.row;
   for (int j = 0; j < kept; j += kLanes) {
     const int count = kept - j < kLanes ? kept - j : kLanes;
-    Vec s[Rule::kStates + 1];
+    Vec s[Rule::kStates + 1], value = load(grads + j);
     AJOUR_UNROLL for (int k = 0; k < Rule::kStates; k++) s[k] = load_some(row.states[k] + at + j, count);
-    Vec w = Master ? load_some(row.master + at + j, count) : load(weights + j);
-    w = r.rule.step(w, load(grads + j) * broadcast(r.factor), s);
+    if constexpr (Master) {
+      const Vec w = load_some(row.master + at + j, count);
+      value = r.rule.moved(w, r.rule.direction(r.rule.decayed(value, w), s));
+      store_some(row.master + at + j, value, count);
+    } else {
+      value = r.rule.direction(value, s);
+    }
     AJOUR_UNROLL for (int k = 0; k < Rule::kStates; k++) store_some(row.states[k] + at + j, s[k], count);
-    if constexpr (Master) store_some(row.master + at + j, w, count);
-    store(weights + j, w);
+    store(grads + j, value);
   }
 }
 
-// The same where states and master hold kept entries alone, from place `at`; returns the place after the last one.
+// Whether nothing of the entries is kept.
+AJOUR_INLINE bool is_empty(const uint8_t* bits, int64_t begin, int64_t entries) {
+  uint64_t any = 0;
+  for (int64_t i = 0; i < entries && !any; i += kWord) any = mask_word(bits, begin + i, entries - i);
+  return !any;
+}
+
+// The same where states and master hold kept entries alone, those of this chunk from place `at` on. Words without a
+// kept entry are read and written like others, unless all are such: gradients that come in one stream come faster.
 template <class T, class Rule, bool Master>
-int64_t update_compact(const Row<Rule>& given, int64_t begin, int64_t entries, int64_t at) {
+void update_compact(const Row<Rule>& given, int64_t begin, int64_t entries, int64_t at) {
   const Row<Rule> r = given;
-  float weights[kStretch + kLanes], grads[kStretch + kLanes];
-  uint64_t words[kStretch / kWord], before = ~uint64_t(0);
-  int kept = 0;
-  for (int64_t i = 0; i < entries; i += kWord) {
-    const int64_t left = entries - i;
-    const uint64_t word = words[i / kWord] = mask_word(r.row.bits, begin + i, left);
-    const int64_t next = begin + i + kAhead;
-    const uint64_t ahead = next + kWord <= r.row.numel ? mask_word(r.row.bits, next, kWord) : 0;
-    if (ahead && !before) prefetch_grads<T>(r.row, next);
-    before = ahead;
-    if (word) {
-      kept += collect_word<T, Master>(r.row, begin + i, left, word, weights + kept, grads + kept);
-    } else {
-      hold_at_zero(static_cast<T*>(r.row.weight) + begin + i, left);
+  const int64_t end = begin + entries;
+  if (is_empty(r.row.bits, begin, entries)) {
+    for (int64_t i = begin; i < end; i += kWord) hold_at_zero(static_cast<T*>(r.row.weight) + i, end - i);
+    return;
+  }
+  float grads[kEnough + kWord + kLanes];
+  uint64_t words[kWords];
+  for (int64_t first = begin, i = begin; i < end; first = i) {
+    int kept = 0;
+    for (int count = 0; i < end && kept < kEnough && count < kWords; count++, i += kWord) {
+      words[count] = mask_word(r.row.bits, i, end - i);
+      kept += collect_word<T, Rule, Master>(r, i, end - i, words[count], grads + kept);
     }
+    update_kept<Rule, Master>(r, at, kept, grads);
+    const float* values = grads;
+    for (int64_t j = first; j < i; j += kWord) {
+      values += spread_word<T, Rule, Master>(r, j, end - j, words[(j - first) / kWord], values);
+    }
+    at += kept;
   }
-  update_kept<Rule, Master>(r, at, kept, grads, weights);
-  const float* values = weights;
-  for (int64_t i = 0; i < entries; i += kWord) {
-    const uint64_t word = words[i / kWord];
-    if (word) values += spread_word<T>(r, begin + i, entries - i, word, values);
-  }
-  return at + kept;
 }
 
 template <class T, class Rule, bool Master>
 void update_chunk(const Row<Rule>& r, int64_t begin, int64_t entries) {
   if (!r.row.offsets) return update_dense<T, Rule, Master>(r, begin, entries);
-  int64_t at = r.row.offsets[begin / kUpdateChunk];
-  for (int64_t i = 0; i < entries; i += kStretch) {
-    at = update_compact<T, Rule, Master>(r, begin + i, entries - i < kStretch ? entries - i : kStretch, at);
-  }
+  update_compact<T, Rule, Master>(r, begin, entries, r.row.offsets[begin / kUpdateChunk]);
 }
 
 template <class T, class Rule, class Coefficients>

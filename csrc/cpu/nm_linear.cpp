@@ -140,12 +140,15 @@ template <class T>
 void finish(const NMLinear& a, const Epilogue<T>& epilogue, const float* sums, int64_t tokens, int64_t row,
             int64_t column) {
   T* y = static_cast<T*>(a.y) + row * a.layout.n + column;
+  const float* more = a.sums ? a.sums + row * a.layout.n + column : nullptr;
   for (int64_t t = 0; t < tokens; t++, y += a.layout.n, sums += kPanelRows) {
     for (int p = 0; p < kParts; p++) {
       const int64_t left = a.layout.n - column - p * kLanes;
       if (left <= 0) break;
       const int count = left < kLanes ? int(left) : kLanes;
-      const Vec v = epilogue.finish(load(sums + p * kLanes), row + t, column + p * kLanes, count);
+      Vec sum = load(sums + p * kLanes);
+      if (more) sum = sum + load(more + t * a.layout.n + p * kLanes, count);
+      const Vec v = epilogue.finish(sum, row + t, column + p * kLanes, count);
       if (count == kLanes)
         store(y + p * kLanes, v);
       else

@@ -20,6 +20,7 @@ struct NMLinear {
   void* y;               // [m, n], contiguous
   FloatType type;        // of x, values, bias, residual and y
   int activation;
+  const float* sums = nullptr;  // [m, n], contiguous: more terms of the sum, before anything is rounded; or null
 };
 
 // Throws std::bad_alloc if a thread could not get its scratch.

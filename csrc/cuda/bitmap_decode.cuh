@@ -6,10 +6,12 @@
 namespace ajour::cuda {
 
 struct BitmapDecoder {
+  static constexpr int kMostTokens = 64;
   static constexpr int kColumns = BitmapSlabs::kColumns;
   static constexpr int kSteps = BitmapSlabs::kSteps;
   static constexpr bool kSkipsInHardware = false;
   static constexpr bool kIndexed = true;
+  using Lanes = NoLanes;
 
   __device__ __forceinline__ Extent extent(const DecodeCall& call, int slab) const {
     const int32_t begin = call.index[slab];
@@ -38,7 +40,7 @@ struct BitmapDecoder {
       uint32_t low = 0, high = 0;
       if (bits >> (2 * i) & 1) low = *values++;
       if (bits >> (2 * i + 1) & 1) high = *values++;
-      a[i] = low | high << 16;
+      a[i] = ptx::pick_bytes(low, high, 0x5410);
     }
   }
 

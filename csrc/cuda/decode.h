@@ -2,6 +2,7 @@
 #pragma once
 #include "layout/bitmap_slabs.h"
 #include "layout/decode_shape.h"
+#include "layout/gap_rows.h"
 #include "layout/nm_slabs.h"
 
 namespace ajour::cuda {
@@ -28,8 +29,14 @@ DeviceLimits device_limits(int device);
 // All launch on `stream` of `device` and return; safe while a graph is captured. The slabs must be aligned to 16 bytes.
 // Throw KernelError if CUDA refuses.
 void nm_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
-// The part of nm_decode that is not 2:4.
+// The parts of nm_decode that are not 2:4: the most common patterns, false where it has none; and all of them.
+bool known_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
 void placed_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
+// 2:4 for 1 to 4 rows, on CUDA cores instead of tensor cores.
+void lanes_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
 void bitmap_decode(const DecodeCall& call, bool bfloat16, int device, void* stream);
+// Of 1 to 4 rows: `slabs` are gap rows, whose order stands beside them; `shape` of the call is not used.
+void gap_decode(const GapRows& layout, const int32_t* order, const GapShape& shape, const DecodeCall& call,
+                bool bfloat16, int device, void* stream);
 
 }  // namespace ajour::cuda

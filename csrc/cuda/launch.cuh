@@ -17,21 +17,26 @@ __global__ void __launch_bounds__(kDecodeWarps* kWarp, 2)
   StripeLinear<Decoder, Kind, TOKENS>(decoder, call, shared).run();
 }
 
+// Lets a kernel have so much shared memory on the current device, which is `device`; told once.
+template <auto Kernel>
+void allow_shared(int device, int bytes) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> allowed[kDevices];  // bytes that each device was told to allow
+  if (device < kDevices && allowed[device].load(std::memory_order_relaxed) >= bytes) return;
+  check(cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
+  check(cudaFuncSetAttribute(Kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "shared memory");
+  if (device < kDevices) allowed[device].store(bytes, std::memory_order_relaxed);
+}
+
 template <class Decoder, Float16Kind Kind, int TOKENS>
 void start(const Decoder& decoder, const DecodeCall& call, int device, cudaStream_t stream) {
-  constexpr int kDevices = 64;
-  static std::atomic<int> allowed[kDevices];  // bytes of shared memory that each device was told to allow
-  const auto kernel = &stripe_linear<Decoder, Kind, TOKENS>;
   const int shared = int(call.shape.shared_bytes);
   const OnDevice on(device);
-  if (device >= kDevices || allowed[device].load(std::memory_order_relaxed) < shared) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "shared memory");
-    if (device < kDevices) allowed[device].store(shared, std::memory_order_relaxed);
-  }
+  allow_shared<stripe_linear<Decoder, Kind, TOKENS>>(device, shared);
   if (call.shape.scratch_bytes) {
     check(cudaMemsetAsync(call.scratch, 0, size_t(call.shape.counter_bytes()), stream), "cudaMemsetAsync");
   }
+  const auto kernel = &stripe_linear<Decoder, Kind, TOKENS>;
   kernel<<<unsigned(call.shape.stripes.stripes), kDecodeWarps * kWarp, size_t(shared), stream>>>(decoder, call);
   check(cudaGetLastError(), "launch of a decode kernel");
 }
@@ -46,14 +51,19 @@ void start(const Decoder& decoder, const DecodeCall& call, int device, cudaStrea
     case 32:
       return start<Decoder, Kind, 32>(decoder, call, device, stream);
     default:
-      return start<Decoder, Kind, 64>(decoder, call, device, stream);
+      if constexpr (Decoder::kMostTokens == 64) return start<Decoder, Kind, 64>(decoder, call, device, stream);
+      refuse<KernelError>("this decoder takes ", Decoder::kMostTokens, " rows, found ", call.m);
   }
+}
+
+inline void check_slabs(const DecodeCall& call) {
+  if (reinterpret_cast<uintptr_t>(call.slabs) % kSlabAlign) refuse<KernelError>("slabs must be aligned to 16 bytes");
 }
 
 template <class Decoder>
 void start(const Decoder& decoder, const DecodeCall& call, bool bfloat16, int device, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  if (reinterpret_cast<uintptr_t>(call.slabs) % kSlabAlign) refuse<KernelError>("slabs must be aligned to 16 bytes");
+  check_slabs(call);
   if (call.m < 1 || call.m > call.shape.tokens) {
     refuse<KernelError>("a launch for up to ", call.shape.tokens, " rows was given ", call.m);
   }

@@ -7,9 +7,11 @@ namespace ajour::cuda {
 
 // 2:4: `mma.sp` reads slabs as they are and picks x's elements by the metadata.
 struct SparseMma {
+  static constexpr int kMostTokens = 64;
   static constexpr int kColumns = 64;
   static constexpr bool kSkipsInHardware = true;
   static constexpr bool kIndexed = false;
+  using Lanes = NoLanes;
   NMSlabs layout;
 
   __device__ __forceinline__ Extent extent(const DecodeCall&, int slab) const {
@@ -51,11 +53,14 @@ struct SparseMma {
 
 // Any other pattern: a lane shifts each kept value to its place among the 32 columns that it owns of a row. Lane c of a
 // fragment owns columns 32 c.. of the slab; step q of `mma.m16n8k16` takes four of them from every lane, for x alike.
-template <int GROUP>
+// With KEEP known, a row is straight code; 0 takes any.
+template <int GROUP, int KEEP = 0>
 struct PlacedValues {
+  static constexpr int kMostTokens = KEEP ? 32 : 64;  // straight code for more would need more than 255 registers
   static constexpr int kColumns = 128;
   static constexpr bool kSkipsInHardware = false;
   static constexpr bool kIndexed = false;
+  using Lanes = NoLanes;
   static constexpr int kOwned = 32;  // columns of a lane
   static constexpr int kBits = NMSlabs::position_bits(GROUP), kPerWord = 32 / kBits;
   NMSlabs layout;
@@ -85,21 +90,50 @@ struct PlacedValues {
     Row row;
 #pragma unroll
     for (int i = 0; i < kOwned / 2; ++i) row.pair[i] = 0;
+    if constexpr (KEEP != 0) {
+      expand_known(slab, lane, next, row);
+    } else {
 #pragma unroll
-    for (int group = 0; group < kOwned / GROUP; ++group) {
+      for (int group = 0; group < kOwned / GROUP; ++group) {
 #pragma unroll 1
-      for (int e = layout.keep; e > 0; --e, ++next.value, next.places >>= kBits) {
-        if (next.value % kPerWord == 0) {
-          const uint8_t* word = slab + layout.places_at(next.value / kPerWord, lane);
-          next.places = *reinterpret_cast<const uint32_t*>(word);
-        }
-        const uint32_t bits = *reinterpret_cast<const uint16_t*>(slab + NMSlabs::value_at(next.value, lane));
-        const int shift = int(next.places & (GROUP - 1)) * 16;
+        for (int e = layout.keep; e > 0; --e, ++next.value, next.places >>= kBits) {
+          if (next.value % kPerWord == 0) {
+            const uint8_t* word = slab + layout.places_at(next.value / kPerWord, lane);
+            next.places = *reinterpret_cast<const uint32_t*>(word);
+          }
+          const uint32_t bits = *reinterpret_cast<const uint16_t*>(slab + NMSlabs::value_at(next.value, lane));
+          const int shift = int(next.places & (GROUP - 1)) * 16;
 #pragma unroll
-        for (int i = 0; i < GROUP / 2; ++i) row.pair[group * (GROUP / 2) + i] |= ptx::shift_left(bits, shift - 32 * i);
+          for (int i = 0; i < GROUP / 2; ++i) {
+            row.pair[group * (GROUP / 2) + i] |= ptx::shift_left(bits, shift - 32 * i);
+          }
+        }
       }
     }
     return row;
+  }
+
+  // Two values at a time, and both pairs of four columns in one shift of 64 bits.
+  __device__ __forceinline__ void expand_known(const uint8_t* slab, int lane, Cursor& next, Row& row) const {
+    constexpr int kValues = kOwned / GROUP * KEEP;
+    static_assert(kValues % 2 == 0, "a row begins with a whole pair of values");
+    uint32_t two = 0;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i, ++next.value) {
+      if (i == 0 || next.value % kPerWord == 0) {
+        next.places = *reinterpret_cast<const uint32_t*>(
+            slab + NMSlabs::places_at(8 * kValues * 2 * kWarp, next.value / kPerWord, lane));
+      }
+      if (i % 2 == 0) two = *reinterpret_cast<const uint32_t*>(slab + NMSlabs::value_at(next.value, lane));
+      const uint32_t bits = i % 2 ? two >> 16 : two & 0xffff;
+      const int shift = int(next.places >> next.value % kPerWord * kBits & (GROUP - 1)) * 16;
+#pragma unroll
+      for (int q = 0; q < GROUP / 4; ++q) {
+        const uint64_t four = ptx::shift_left(uint64_t(bits), shift - 64 * q);
+        row.pair[i / KEEP * (GROUP / 2) + 2 * q] |= uint32_t(four);
+        row.pair[i / KEEP * (GROUP / 2) + 2 * q + 1] |= uint32_t(four >> 32);
+      }
+    }
   }
 
   template <Float16Kind Kind, int TOKENS>

@@ -104,6 +104,20 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t b
 #endif
 }
 
+// ---- loads of what is read once: past the L1 cache, which x and counters need more
+
+__device__ __forceinline__ uint2 load_once_8(const void* from) {
+  uint2 found;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(found.x), "=r"(found.y) : "l"(from));
+  return found;
+}
+
+__device__ __forceinline__ uint32_t load_once_4(const void* from) {
+  uint32_t found;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(found) : "l"(from));
+  return found;
+}
+
 // ---- fragments and products (9.7.14.5, 9.7.14.6)
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
@@ -156,6 +170,19 @@ __device__ __forceinline__ uint32_t shift_left(uint32_t value, int by) {
   uint32_t shifted;
   asm("shl.b32 %0, %1, %2;" : "=r"(shifted) : "r"(value), "r"(by));
   return shifted;
+}
+
+__device__ __forceinline__ uint64_t shift_left(uint64_t value, int by) {  // by 64 and more likewise
+  uint64_t shifted;
+  asm("shl.b64 %0, %1, %2;" : "=l"(shifted) : "l"(value), "r"(by));
+  return shifted;
+}
+
+// Four bytes of the eight in `low` and `high`, as the four nibbles of `which` say, the lowest first.
+__device__ __forceinline__ uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t which) {
+  uint32_t picked;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(low), "r"(high), "r"(which));
+  return picked;
 }
 
 template <Float16Kind Kind>

@@ -1,14 +1,18 @@
 // The decode kernel's skeleton: each block walks its stripe of the work, slabs and x flow through a ring of stages in
 // shared memory, warps multiply, and what stripes share is summed in a fixed order. A decoder says how a slab becomes
 // operands:
+//   kMostTokens         rows of x in the largest tile that it is compiled for
 //   kColumns            columns of a slab
 //   kSkipsInHardware    whether products with x's elements at zeros of the weight are never made
 //   kIndexed            whether where a slab lies must be read from memory
+//   Lanes               what a lane sums on its own, for a decoder without tensor cores; else NoLanes
 //   Extent extent(call, i)                           where slab i lies
 //   int place(row, chunk)                            where an 8-column chunk of x stands in its row of shared memory
-//   multiply<Kind, TOKENS>(slab, x, lane, sums)      sums += slab @ x.T
+//   multiply<Kind, TOKENS>(slab, x, lane, sums)      sums += slab @ x.T, where sums are Sums<TOKENS> or Lanes
 //   float exact<Kind>(call, row, token)              one output, product by product over the stored places
 #pragma once
+#include <type_traits>
+
 #include "cuda/tile.cuh"
 
 namespace ajour::cuda {
@@ -17,6 +21,8 @@ struct Extent {
   int begin;  // in units of 16 bytes
   int bytes;
 };
+
+struct NoLanes {};
 
 // A tile of x in shared memory, as one warp sees it.
 struct XTile {
@@ -50,6 +56,7 @@ class StripeLinear {
   static constexpr int kThreads = kDecodeWarps * kWarp;
   static constexpr int kStepColumns = Decoder::kColumns * kWarpsK;
   static constexpr int kRowChunks = kStepColumns / 8;
+  static constexpr bool kOnLanes = !std::is_same_v<typename Decoder::Lanes, NoLanes>;
 
  public:
   __device__ __forceinline__ StripeLinear(const Decoder& decoder, const DecodeCall& call, uint8_t* shared)
@@ -82,9 +89,14 @@ class StripeLinear {
     for (int i = 0; i < min(call_.shape.stages - 1, left_); ++i) fetch(i);
     for (; left_ > 0; ++tile_) {
       const int steps = min(left_, call_.shape.stripes.steps - first), left_after = left_ - steps;
-      sum_.clear();
+      if constexpr (kOnLanes) {
+        lanes_.clear();
+      } else {
+        sum_.clear();
+      }
 #pragma unroll 1
       while (left_ > left_after) multiply_next();
+      if constexpr (kOnLanes) lanes_.gather(sum_, lane_);
       finish_tile(steps == call_.shape.stripes.steps);
       first = 0;
     }
@@ -130,20 +142,20 @@ class StripeLinear {
     if (Decoder::kIndexed) ahead_ = extent(fetch_tile_, fetch_step_);  // read a step before it is needed
   }
 
+  // Only the rows that there are: a token's sums depend on its own row alone, and nobody reads those of the others.
   __device__ __forceinline__ void fetch_x(uint8_t* tile, int first_column) {
     constexpr int kRowsAtOnce = kThreads / kRowChunks;
     const int chunk = threadIdx.x % kRowChunks, column = first_column + chunk * 8, left = call_.k - column;
     const int valid = left < 0 ? 0 : left > 8 ? 8 : left;
 #pragma unroll 1
-    for (int row = threadIdx.x / kRowChunks; row < TOKENS; row += kRowsAtOnce) {
+    for (int row = threadIdx.x / kRowChunks; row < call_.m; row += kRowsAtOnce) {
       uint8_t* to = tile + (row * kRowChunks + Decoder::place(row, chunk)) * 16;
-      const int inside = row < call_.m ? valid : 0;
-      const uint16_t* from = call_.x + (inside ? row * call_.x_stride + column : 0);
+      const uint16_t* from = call_.x + (valid ? row * call_.x_stride + column : 0);
       if (call_.whole_chunks) {
-        ptx::copy_16(to, from, inside * 2);
+        ptx::copy_16(to, from, valid * 2);
       } else {
 #pragma unroll 1
-        for (int e = 0; e < 8; ++e) reinterpret_cast<uint16_t*>(to)[e] = e < inside ? from[e] : uint16_t(0);
+        for (int e = 0; e < 8; ++e) reinterpret_cast<uint16_t*>(to)[e] = e < valid ? from[e] : uint16_t(0);
       }
     }
   }
@@ -154,7 +166,11 @@ class StripeLinear {
     if (left_ >= stages) fetch(slot_ ? slot_ - 1 : stages - 1);
     ptx::barrier_wait(barriers_ + slot_, parity_);
     const XTile x{x_of(slot_), kRowChunks, warp_k_ * (Decoder::kColumns / 8)};
-    decoder_.template multiply<Kind, TOKENS>(slab_of(slot_), x, lane_, sum_);
+    if constexpr (kOnLanes) {
+      decoder_.template multiply<Kind, TOKENS>(slab_of(slot_), x, lane_, lanes_);
+    } else {
+      decoder_.template multiply<Kind, TOKENS>(slab_of(slot_), x, lane_, sum_);
+    }
     --left_;
     if (++slot_ == stages) {
       slot_ = 0;
@@ -253,6 +269,7 @@ class StripeLinear {
   int fetch_tile_ = 0, fetch_step_ = 0;  // what is fetched next
   Extent ahead_{};                       // of what is fetched next
   Sums<TOKENS> sum_;
+  typename Decoder::Lanes lanes_;
 };
 
 }  // namespace ajour::cuda

@@ -40,7 +40,10 @@ struct NMSlabs {
   AJOUR_BOTH static int metadata_at(int lane) { return 4096 + lane * 16; }
   // The others: 2 bytes, 4 bytes.
   AJOUR_BOTH static int value_at(int value, int lane) { return (value >> 1) * 128 + lane * 4 + (value & 1) * 2; }
-  AJOUR_BOTH int places_at(int word, int lane) const { return value_bytes + (word * kWarp + lane) * 4; }
+  AJOUR_BOTH static int places_at(int value_bytes, int word, int lane) {
+    return value_bytes + (word * kWarp + lane) * 4;
+  }
+  AJOUR_BOTH int places_at(int word, int lane) const { return places_at(value_bytes, word, lane); }
 };
 
 // Throws KernelError unless 1 <= keep < group and the group is 4, 8, 16 or 32.

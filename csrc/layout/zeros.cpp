@@ -33,6 +33,13 @@ void raise_keeps(uint64_t word, std::array<int, 5>& keeps) {
   }
 }
 
+// How many bits of the word are beyond the first two of their aligned group of four.
+int beyond_two(uint64_t word) {
+  uint64_t counts = (word & 0x5555555555555555u) + (word >> 1 & 0x5555555555555555u);
+  counts = (counts & 0x3333333333333333u) + (counts >> 2 & 0x3333333333333333u);
+  return count_bits(counts & counts >> 1 & 0x1111111111111111u) + 2 * count_bits(counts & 0x4444444444444444u);
+}
+
 // What one thread has counted; columns are the union of its rows.
 struct Tally {
   Census census;
@@ -46,6 +53,7 @@ struct Tally {
       nonzeros += count_bits(mask[word]);
       columns[word] |= mask[word];
       raise_keeps(mask[word], census.keeps);
+      census.beyond_two += beyond_two(mask[word]);
     }
     census.nonzeros += nonzeros;
     census.zero_rows += nonzeros == 0;
@@ -95,6 +103,7 @@ struct Tally {
   void merge(const Tally& other) {
     census.nonzeros += other.census.nonzeros;
     census.zero_rows += other.census.zero_rows;
+    census.beyond_two += other.census.beyond_two;
     for (size_t i = 0; i < census.keeps.size(); ++i) {
       census.keeps[i] = std::max(census.keeps[i], other.census.keeps[i]);
     }

@@ -73,6 +73,7 @@ struct BlockCount {
 struct Census {
   int64_t nonzeros = 0, zero_rows = 0, zero_cols = 0;
   std::array<int, 5> keeps = {};  // the most non-zeros in any group
+  int64_t beyond_two = 0;         // non-zeros beyond the first two of their group of four
   std::array<BlockCount, 14> blocks = {{{1, 4},
                                         {1, 8},
                                         {1, 16},

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,69 +18,47 @@ from rich.markup import escape
 from torch import nn
 
 import ajour
+from ajour.cli_options import (
+    AnyModel,
+    Converted,
+    DemoHtml,
+    Device,
+    Dtype,
+    Html,
+    Json,
+    Model,
+    ModelOut,
+    Parsed,
+    PlanFile,
+    PlanHtml,
+    PlanOut,
+    ProjectedOut,
+    Rows,
+    Shape,
+    Sizes,
+    asked,
+)
 from ajour.integrations.arguments import (
-    check_output,
-    make_folder,
     parse_device,
     parse_dtype,
     parse_known_device,
     parse_rows,
     parse_seconds,
     parse_shapes,
-)  # fmt: skip
+)
 from ajour.integrations.bare_weights import load_layers
-from ajour.integrations.loading import load_model, make_example, read_plan
+from ajour.integrations.examples import intake, label, make_example, make_several
+from ajour.integrations.loading import load_model, read_plan
 from ajour.terms.errors import AjourError, MachineError, UnknownModelError
+from ajour.terms.pattern import parse_pattern
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Pruned PyTorch models, run fast, exactly and honestly."
 )
 
-Model = Annotated[str, typer.Argument(help="a Hugging Face folder, or package.module:factory")]
-AnyModel = Annotated[
-    str, typer.Argument(help="a Hugging Face folder, package.module:factory, or with --rows a checkpoint file")
-]
-Shape = Annotated[
-    list[str] | None, typer.Option(help="shape of the example input, like 32x128, once for each size; default: 1x128")
-]
-Rows = Annotated[str, typer.Option(help="rows to plan for, like 1,8,64; default: what the example produces")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; default: as stored")]
-Device = Annotated[str, typer.Option(help="cpu or cuda")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-
 WIDTH = 120  # of the demo's story where no terminal says otherwise
-Parsed = TypeVar("Parsed")
 # click's own, which typer has moved; of every mistake in the arguments
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
-
-
-def _asked(parse: Callable[[Any], Parsed], text: object) -> Parsed:
-    """parse(text); its ValueError is a usage error."""
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _output(path: Path | None) -> Path | None:
-    return None if path is None else _asked(check_output, path)
-
-
-def _new_output(path: Path) -> Path:
-    return _asked(make_folder, path)
-
-
-def _page(path: Path | None) -> Path | None:
-    """Where a page goes; said at once if there can be none."""
-    from ajour.comparison.charts import check_matplotlib
-
-    if path is not None:
-        check_matplotlib()
-    return _output(path)
-
-
-Html = Annotated[Path | None, typer.Option("--html", callback=_page, help="write a page with charts there")]
-PlanOut = Annotated[Path | None, typer.Option("-o", "--output", callback=_output, help="write the plan there, as JSON")]
 
 
 def _show(report: Any, as_json: bool) -> None:
@@ -87,9 +66,20 @@ def _show(report: Any, as_json: bool) -> None:
 
 
 def _examples(model: nn.Module, shape: list[str] | None) -> dict[str, Any]:
-    """One by each shape; where the default one does not fit, the error says how to give another."""
+    """One by each shape; without any, one that should fit."""
+    sides = parse_shapes(shape) or [intake(model).one]
+    return _fitting(lambda: {label(each): make_example(model, each) for each in sides}, shape)
+
+
+def _several(model: nn.Module, shape: list[str] | None) -> tuple[dict[str, Any], str | None]:
+    """One by each shape; without any, several that should fit, and what was left out of them."""
+    return (_examples(model, shape), None) if shape else _fitting(lambda: make_several(model), shape)
+
+
+def _fitting(make: Callable[[], Parsed], shape: list[str] | None) -> Parsed:
+    """make(); where a default shape does not fit, the error says how to give another."""
     try:
-        return {label: make_example(model, sides) for label, sides in parse_shapes(shape).items()}
+        return make()
     except ValueError as error:
         hint = "" if shape else "; give one that it takes, like --shape 1x3x224x224"
         raise typer.BadParameter(f"{error}{hint}") from None
@@ -99,8 +89,8 @@ def _layers(
     spec: str, shape: list[str] | None, rows: Sequence[int] | None, dtype: str, device: str, *, run: bool = True
 ) -> tuple[Any, Any]:
     """(model, examples) to plan for; a file has layers, but no example can run through them. run: make examples."""
-    kind, place = _asked(parse_dtype, dtype), _asked(parse_device, device)
-    _asked(parse_shapes, shape)
+    kind, place = asked(parse_dtype, dtype), asked(parse_device, device)
+    asked(parse_shapes, shape)
     if Path(spec).is_file() and rows:
         return load_layers(Path(spec), kind, place), None
     model = load_model(spec, kind, place)
@@ -138,11 +128,30 @@ def limits(
     as_json: Json = False,
 ) -> None:
     """Before you prune: what each pattern could gain at best, beside fp8 and int4 dense."""
-    counts, where = _asked(parse_rows, rows), _asked(parse_known_device, device)
+    counts, where = asked(parse_rows, rows), asked(parse_known_device, device)
     loaded, examples = _layers(
         model, shape, counts, dtype, "cpu" if isinstance(where, str) else device, run=shape is not None or not counts
     )
     _show(ajour.limits(loaded, examples, where, rows=counts), as_json)
+
+
+@app.command()
+def project(
+    model: Model,
+    pattern: Annotated[str, typer.Argument(help="2:4, unstructured, or 'block 16x16'")],
+    output: ProjectedOut = None,
+    shape: Shape = None,
+    lose: Annotated[float | None, typer.Option(help="share of energy that blocks may lose; default: 0.01")] = None,
+    permute: Annotated[bool, typer.Option(help="look for an order of in features that loses less")] = False,
+    as_json: Json = False,
+) -> None:
+    """What fitting a pattern would cost each layer; with a shape, each output too. Changes nothing without -o."""
+    wanted, loaded = asked(parse_pattern, pattern), load_model(model)
+    examples = None if shape is None else list(_examples(loaded, shape).values())
+    report = ajour.project(loaded, wanted, examples, lose=lose, permute=permute)
+    _show(report, as_json)
+    if output is not None:
+        ajour.save(report.apply(loaded), output)
 
 
 @app.command()
@@ -153,33 +162,39 @@ def plan(
     dtype: Dtype = "",
     device: Device = "cpu",
     output: PlanOut = None,
+    html: PlanHtml = None,
     as_json: Json = False,
 ) -> None:
     """Measures every layer on this device and says what pays."""
-    counts = _asked(parse_rows, rows)
+    from ajour.comparison.plan_page import write_plan_page
+
+    counts = asked(parse_rows, rows)
     loaded, examples = _layers(model, shape, counts, dtype, device)
     made = ajour.plan(loaded, examples, rows=counts)
     if output is not None:
         output.write_text(made.to_json(), encoding="utf-8")
     _show(made, as_json)
+    if html is not None:
+        write_plan_page(html, f"{model}: the plan", made)
+        typer.echo(f"wrote {html}", err=as_json)
 
 
 @app.command()
 def convert(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", callback=_output, help="the safetensors file to write")],
+    output: ModelOut,
     shape: Shape = None,
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="a plan made by `ajour plan -o`")] = None,
+    plan_file: PlanFile = None,
     as_json: Json = False,
 ) -> None:
     """Plans (or takes a plan), converts, and saves one file that `ajour.load` reads."""
-    _asked(parse_shapes, shape)  # before anything is loaded
-    counts = _asked(parse_rows, rows)
+    asked(parse_shapes, shape)  # before anything is loaded
+    counts = asked(parse_rows, rows)
     made = None if plan_file is None else read_plan(plan_file)
-    loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
+    loaded = load_model(model, asked(parse_dtype, dtype), asked(parse_device, device))
     if made is None:
         made = ajour.plan(loaded, list(_examples(loaded, shape).values()), rows=counts)
     ajour.save(ajour.convert(loaded, made), output)
@@ -190,7 +205,7 @@ def convert(
 @app.command()
 def bench(
     model: Model,
-    shape: Shape = None,
+    shape: Sizes = None,
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
@@ -203,11 +218,12 @@ def bench(
     from ajour.comparison import compare
     from ajour.comparison.page import write_page
 
-    _asked(parse_shapes, shape)  # before anything is loaded
-    counts, pause = _asked(parse_rows, rows), _asked(parse_seconds, seconds)
-    loaded = load_model(model, _asked(parse_dtype, dtype), _asked(parse_device, device))
-    examples = _examples(loaded, shape)
+    asked(parse_shapes, shape)  # before anything is loaded
+    counts, pause = asked(parse_rows, rows), asked(parse_seconds, seconds)
+    loaded = load_model(model, asked(parse_dtype, dtype), asked(parse_device, device))
+    examples, left_out = _several(loaded, shape)
     found = compare(loaded, examples, name=model, rows=counts, compiled=compiled, seconds=pause)
+    found = replace(found, notes=(*found.notes, left_out)) if left_out else found
     _show(found, as_json)
     if html is not None:
         write_page(html, f"{model}: dense and converted", "One pass of the whole model, dense and converted.", [found])
@@ -218,7 +234,7 @@ def bench(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="a file written by `ajour convert`")],
+    file: Converted,
     against: Annotated[str, typer.Option(help="the dense model: a Hugging Face folder, or package.module:factory")],
     shape: Shape = None,
     dtype: Dtype = "",
@@ -226,8 +242,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compares a converted file with its dense model: outputs, formats, op calls really made, resident bytes."""
-    _asked(parse_shapes, shape)  # before anything is loaded
-    load = partial(load_model, against, _asked(parse_dtype, dtype), _asked(parse_device, device))
+    asked(parse_shapes, shape)  # before anything is loaded
+    load = partial(load_model, against, asked(parse_dtype, dtype), asked(parse_device, device))
     reference = load()
     converted = ajour.load(file, load())
     report = ajour.verify(converted, reference, list(_examples(reference, shape).values()))
@@ -238,9 +254,7 @@ def verify(
 
 @app.command()
 def demo(
-    html: Annotated[
-        Path, typer.Option(callback=_new_output, help="where the page with charts goes; its folder is made")
-    ] = Path("out/demo.html"),
+    html: DemoHtml = Path("out/demo.html"),
     as_json: Json = False,
 ) -> None:
     """The main job on a real model: MiniLM pruned, planned, converted, checked and timed."""

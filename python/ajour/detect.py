@@ -30,6 +30,7 @@ class Detection:
     patterns: tuple[Pattern, ...]
     live_blocks: dict[tuple[int, int], int]  # (rows, cols) -> blocks that hold a non-zero
     keeps: dict[int, int]  # group -> most non-zeros in any of its groups
+    beyond_two: int  # non-zeros beyond the first two of their group of four: what a 2:4 part has no room for
 
 
 def detect(w: Tensor) -> Detection:
@@ -73,6 +74,7 @@ def detect(w: Tensor) -> Detection:
         patterns=patterns,
         live_blocks={size: live for size, (live, _) in found["blocks"].items()},
         keeps=found["keeps"],
+        beyond_two=found["beyond_two"],
     )
 
 

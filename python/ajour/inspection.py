@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from os import PathLike
 from pathlib import Path
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from ajour.detect import detect
 from ajour.formats.matrix import DTYPES
 from ajour.importers import find_weights, open_checkpoint
+from ajour.importers.claims import Checked, claims_of, recipe_claims
 from ajour.layers import find_layers
 from ajour.terms.pattern import Dense, Pattern, Unstructured
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
+    from rich.text import Text
 
 
 WIDTH = 1000  # of a printed table at most: it is as wide as its longest name, which is easier to read in one line
@@ -52,15 +54,17 @@ class LayerInspection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Every layer in order, and in `notes` what a reader must know, such as a mask that a file has lost."""
+    """Every layer in order; what a config claims of them, checked; and in `notes` what a reader must know."""
 
     layers: tuple[LayerInspection, ...]
     notes: tuple[str, ...] = ()
+    claims: tuple[Checked, ...] = ()
 
     def to_json(self) -> str:
-        """An object with `layers` and `notes`; patterns as str() gives them."""
+        """An object with `layers`, `notes` and `claims`; patterns as str() gives them."""
         layers = [{field.name: getattr(layer, field.name) for field in fields(layer)} for layer in self.layers]
-        return json.dumps({"layers": layers, "notes": self.notes}, indent=2, default=str)
+        claims = [{**asdict(checked), "true": checked.true, "said": str(checked)} for checked in self.claims]
+        return json.dumps({"layers": layers, "notes": self.notes, "claims": claims}, indent=2, default=str)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -72,33 +76,49 @@ class Inspection:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.layers:
             yield _table(self)
-        reasons = [f"{layer.name}: {layer.reason}" for layer in self.layers if layer.reason]
-        yield from (_summary(self), *reasons, *(f"note: {note}" for note in self.notes))
+        notes = (f"note: {note}" for note in self.notes)
+        yield from map(_plain, (_summary(self), *_reasons(self.layers), *map(str, self.claims), *notes))
 
 
 def inspect(model_or_path: nn.Module | str | PathLike[str]) -> Inspection:
     """The patterns of every layer of a model, a Hugging Face folder, a .safetensors file or a torch file of tensors.
 
-    Patterns are found from the values, never from a label; masks of other tools are applied first. Raises FileError,
-    naming what is wrong, for a damaged or unknown file; nothing is ever unpickled.
+    Patterns are found from the values, never from a label: where a config or recipe claims N:M, `claims` say whether it
+    is true. Masks of other tools are applied first. Raises FileError, naming what is wrong, for a damaged or unknown
+    file; nothing in a file ever runs.
     """
     if isinstance(model_or_path, nn.Module):
-        return Inspection(tuple(_layers(model_or_path)))
-    weights = find_weights(open_checkpoint(Path(model_or_path)))
+        config = getattr(model_or_path, "config", None)
+        said = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
+        live = tuple(Checked(claim) for claim in claims_of(said))
+        return Inspection(tuple(_layers(model_or_path, live)), claims=live)
+    path = Path(model_or_path)
+    checkpoint = open_checkpoint(path)
+    weights = find_weights(checkpoint)
+    checked = tuple(Checked(claim) for claim in (*claims_of(checkpoint.config), *recipe_claims(path)))
     layers = []
     for weight in weights:
         w = weight.read()
         layers.append(_looked_at(w, weight.reason, weight.name, weight.kind, weight.shape, weight.source))
-    return Inspection(tuple(layers), tuple(f"{weight.name}: {weight.note}" for weight in weights if weight.note))
+        _check(checked, weight.name, w, weight.reason)
+    notes = tuple(f"{weight.name}: {weight.note}" for weight in weights if weight.note)
+    return Inspection(tuple(layers), notes, checked)
 
 
-def _layers(model: nn.Module) -> Iterator[LayerInspection]:
+def _check(claims: Iterable[Checked], name: str, w: Tensor, reason: str | None) -> None:
+    for checked in claims if reason is None else ():
+        checked.look_at(name, w)
+
+
+def _layers(model: nn.Module, claims: Iterable[Checked]) -> Iterator[LayerInspection]:
     for layer in find_layers(model):
         if layer.read is None:
             dtype = str(layer.dtype).removeprefix("torch.")
             yield LayerInspection(layer.name, layer.kind, layer.shape, dtype, reason=layer.reason)
         else:
-            yield _looked_at(layer.weight(), layer.reason, layer.name, layer.kind, layer.shape, layer.mask_source)
+            w = layer.weight()
+            _check(claims, layer.name, w, layer.reason)
+            yield _looked_at(w, layer.reason, layer.name, layer.kind, layer.shape, layer.mask_source)
 
 
 def _looked_at(
@@ -129,8 +149,15 @@ def _table(inspection: Inspection) -> Table:
             name, no_wrap=True, justify="right" if name in ("density", "zero rows", "zero cols") else "left"
         )
     for row in rows:
-        table.add_row(*(row[name] for name in columns))
+        table.add_row(*(_plain(row[name]) for name in columns))
     return table
+
+
+def _plain(text: str) -> Text:
+    """Names come from files: what is in them is no markup, and no control code of a terminal."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def _row(layer: LayerInspection) -> dict[str, str]:
@@ -148,6 +175,17 @@ def _row(layer: LayerInspection) -> dict[str, str]:
         "mask from": layer.mask_source or "",
         "convertible": "no, see below" if layer.reason else "yes",
     }
+
+
+def _reasons(layers: Sequence[LayerInspection]) -> Iterator[str]:
+    """Why layers can't be converted, each reason once."""
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.reason:
+            groups.setdefault(layer.reason, []).append(layer.name or "(the model)")
+    for reason, names in groups.items():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        yield f"{names[0]}{more}: {reason}"
 
 
 def _summary(inspection: Inspection) -> str:

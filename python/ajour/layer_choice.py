@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ajour.importers.torch_prune import is_prune_hook
 from ajour.layers import Layer, is_conv1d, is_converted
 from ajour.terms.errors import ConversionError
 
@@ -57,3 +59,13 @@ def stored_parameter(layer: Layer) -> nn.Parameter:
     held = dict(layer.module.named_parameters())
     own = () if isinstance(layer.module, nn.Linear) or is_conv1d(layer.module) else (layer.name.rpartition(".")[2],)
     return next(held[place] for place in (*own, *_PLACES) if place in held)
+
+
+@torch.no_grad()
+def write_weight(layer: Layer, w: Tensor) -> None:
+    """w: [n, k] into the tensor that the forward starts from; masks of other tools stay, as w is zero under them."""
+    module = layer.module
+    stored_parameter(layer).copy_(w.t() if is_conv1d(module) else w)
+    for hook in module._forward_pre_hooks.values():
+        if is_prune_hook(hook):
+            hook(module, ())  # refreshes the plain attribute `weight`, which code may read before the next forward

@@ -12,15 +12,16 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ajour.formats.matrix import DTYPES
-from ajour.masks import PRODUCERS, PRUNE, is_prune_hook, nncf_masks, read_bias, read_pruned, read_weight
+from ajour.importers import nncf, torch_prune
+from ajour.importers.live import Rooted, model_masks, read_bias, read_weight
+from ajour.importers.weights import SMALLEST_SIDE
+from ajour.layer_reasons import is_conv1d, is_plain, kind_and_reason, why_not
 from ajour.terms.errors import ConversionError
 from ajour.terms.row_table import parse_row_table
 
+__all__ = ["ON_META", "SMALLEST_SIDE", "Layer", "find_layers", "is_conv1d", "is_converted"]
+
 ON_META = "its weight is on the meta device; load its values first"  # the last of all reasons: there is no other
-_MASKED = {"weight_orig", "bias_orig", "bias_mask", "parametrizations", *(p.mask for p in PRODUCERS)}
-_KNOWN_PARTS = {"weight", "bias"} | _MASKED
-SMALLEST_SIDE = 16  # bare parameters with a smaller side (positions, scales, classifiers' tokens) are no layers
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def find_layers(model: nn.Module) -> list[Layer]:
     """Every layer in module order, those that can't be converted with the reason; the model is left as it is."""
     modules = dict(model.named_modules(remove_duplicate=False))
     twins = _twins(model)
-    masks = nncf_masks(model)
+    masks = model_masks(model)
     layers: list[Layer] = []
     for name, module in modules.items():
-        if "parametrizations" in name.split(".") or name.split(".")[0] == "__nncf_hooks":
+        if "parametrizations" in name.split(".") or name.split(".")[0] == nncf.STORAGE:
             continue
         if is_converted(module):
             layers.append(_converted(name, module))
@@ -76,11 +77,6 @@ def find_layers(model: nn.Module) -> list[Layer]:
             layers.extend(_parameters(name, module))
             layers.extend(_packed(name, module))
     return layers
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether it is the Conv1D of Hugging Face transformers, a linear layer with a transposed weight [k, n]."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
 
 
 def is_converted(module: nn.Module) -> bool:
@@ -117,27 +113,26 @@ def _converted(name: str, module: nn.Module) -> Layer:
 
 
 def _linear(
-    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], nncf_mask: Tensor | None
+    name: str, module: nn.Module, inside_attention: bool, twins: dict[str, str], rooted: Rooted | None
 ) -> Layer:
     conv1d = is_conv1d(module)
-    kind = "Conv1D" if conv1d else "Linear" if _is_plain(module) else type(module).__name__
+    kind = "Conv1D" if conv1d else "Linear" if is_plain(module) else type(module).__name__
     kind = "MultiheadAttention" if inside_attention else kind
     stored = module._parameters.get("weight_orig", module._parameters.get("weight"))
     if stored is not None and is_lazy(stored):
         lazy = (int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0)))
         unready = "its weight is not initialized yet; run the model once on an example"
         return Layer(name, module, kind, lazy, stored.dtype, stored.device, unready)
-    found = read_weight(module, nncf_mask)
+    found = read_weight(module, rooted)
     weight = found.weight if found.weight is not None else _any_parameter(module)
     shape = tuple(weight.shape[::-1] if conv1d else weight.shape)
     if found.weight is None:
         shape = (int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0)))
-    reason = _attention_reason(inside_attention) or _wrapped_reason(name) or _forward_reason(module) or found.reason
-    reason = reason or _tensor_reason(module, weight) or _tied_reason(name, twins)
+    reason = why_not(name, module, weight, found.reason, inside_attention, twins)
     reason = reason or (ON_META if weight.is_meta else None)
 
     def read() -> Tensor:
-        again = read_weight(module, nncf_mask).weight
+        again = read_weight(module, rooted).weight
         assert again is not None
         return again.t().contiguous() if conv1d else again
 
@@ -147,85 +142,12 @@ def _linear(
     )
 
 
-def _is_plain(module: nn.Module) -> bool:
-    return type(module).forward is nn.Linear.forward
-
-
-def _own_methods(module: nn.Module) -> list[str]:
-    """What a subclass of nn.Linear defines besides its construction; a parametrization's property is no such thing."""
-    if is_conv1d(module) or hasattr(module, "parametrizations"):
-        return []
-    classes = type(module).__mro__[: type(module).__mro__.index(nn.Linear)]
-    return [name for kind in classes for name in vars(kind) if not name.startswith("__")]
-
-
 def _any_parameter(module: nn.Module) -> Tensor:
     sized = (p for p in module.parameters() if p.dim() > 1)
     return next(sized, torch.empty(0, 0, device="meta")).detach()
 
 
-def _wrapped_reason(name: str) -> str | None:
-    """torch.compile's wrapper calls the module that it was made of, whatever takes its place."""
-    leaf = name.rpartition(".")[2]
-    return "torch.compile wraps this very layer; convert it first, compile afterwards" if leaf == "_orig_mod" else None
-
-
-def _attention_reason(inside: bool) -> str | None:
-    if not inside:
-        return None
-    return "MultiheadAttention passes out_proj.weight to a functional and never calls the layer"
-
-
-def _forward_reason(module: nn.Module) -> str | None:
-    """Why the forward is not known to be x @ w.T + bias."""
-    name = type(module).__name__
-    if not is_conv1d(module) and not _is_plain(module):
-        return f"{name} has a forward of its own, so what it computes is unknown"
-    if methods := _own_methods(module):
-        return f"{name} adds {', '.join(methods)} to nn.Linear, which a swap would lose"
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance (offloading does so), and a swap would lose that"
-    hooks = [
-        *module._forward_hooks.values(), *module._forward_pre_hooks.values(),
-        *module._backward_hooks.values(), *module._backward_pre_hooks.values(),
-    ]  # fmt: skip
-    foreign = [hook for hook in hooks if not is_prune_hook(hook)]
-    if foreign:
-        hook = getattr(foreign[0], "__name__", type(foreign[0]).__name__)
-        return f"it carries the hook {hook}, which a swap would lose; remove it first"
-    others = _others(module)
-    return f"it also holds {', '.join(others)}, which a swap would lose" if others else None
-
-
-def _others(module: nn.Module) -> list[str]:
-    """What a module holds beside weight, bias and the masks that pruning tools leave there."""
-    held = (*module._parameters, *module._buffers, *module._modules)
-    return [name for name in held if name not in _KNOWN_PARTS]
-
-
-def _tensor_reason(module: nn.Module, weight: Tensor) -> str | None:
-    if type(weight) not in (Tensor, nn.Parameter):
-        return f"its weight is a {type(weight).__name__}, not a plain tensor"
-    if weight.dim() != 2:
-        return f"its weight has {weight.dim()} dimensions, expected 2"
-    if weight.dtype not in DTYPES:
-        held = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}; the formats hold {held}"
-    bias = read_bias(module)
-    if bias is not None and (bias.dtype != weight.dtype or bias.device != weight.device):
-        return f"its bias is {bias.dtype} on {bias.device}, its weight {weight.dtype} on {weight.device}"
-    return None
-
-
-def _tied_reason(name: str, twins: dict[str, str]) -> str | None:
-    for stored in ("weight", "weight_orig", "parametrizations.weight.original"):
-        twin = twins.get(_join(name, stored))
-        if twin is not None:
-            return f"its weight is tied to {twin}, and converting one would untie them"
-    return None
-
-
-def _convolution(name: str, module: _ConvNd, nncf_mask: Tensor | None) -> Layer:
+def _convolution(name: str, module: _ConvNd, rooted: Rooted | None) -> Layer:
     """A convolution of any size, read with its mask as a linear layer is: its zeros should not go unmentioned."""
     kind = type(module).__name__
     reason = f"{kind} is a convolution; only linear layers are converted"
@@ -236,10 +158,10 @@ def _convolution(name: str, module: _ConvNd, nncf_mask: Tensor | None) -> Layer:
     if stored is None or is_lazy(stored):
         some = torch.empty(0, device="meta") if stored is None else stored
         return Layer(name, module, kind, shape, some.dtype, some.device, reason)
-    found = read_weight(module, nncf_mask)
+    found = read_weight(module, rooted)
 
     def read() -> Tensor:
-        again = read_weight(module, nncf_mask).weight
+        again = read_weight(module, rooted).weight
         assert again is not None
         return again.flatten(1)
 
@@ -256,14 +178,14 @@ def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
     for leaf, p in module._parameters.items():
         if p is None or is_lazy(p) or p.dim() < 2 or p.shape[0] == 1:
             continue
-        kind, reason = _kind(name, module, leaf, p)
+        kind, reason = kind_and_reason(name, module, leaf, p)
         if min(p.shape[-2:]) < SMALLEST_SIDE and not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             continue
         full = name if leaf == "weight" else _join(name, leaf)
-        source = None if read_pruned(module, leaf) is None else PRUNE.name
+        source = None if torch_prune.read_pruned(module, leaf) is None else torch_prune.NAME
 
         def read(p: Tensor = p, leaf: str = leaf) -> Tensor:
-            pruned = read_pruned(module, leaf)
+            pruned = torch_prune.read_pruned(module, leaf)
             return (p.detach() if pruned is None else pruned).flatten(0, -2)
 
         yield Layer(full, module, kind, tuple(p.shape), p.dtype, p.device, reason, source, None if p.is_meta else read)
@@ -276,15 +198,3 @@ def _packed(name: str, module: nn.Module) -> Iterator[Layer]:
     if "Linear" in kind and isinstance(n, int) and isinstance(k, int) and not list(module.parameters()):
         reason = f"{type(module).__module__}.{kind} holds its weight in a form of its own"
         yield Layer(name, module, kind, (n, k), getattr(module, "_dtype", torch.uint8), torch.device("cpu"), reason)
-
-
-def _kind(name: str, module: nn.Module, leaf: str, p: Tensor) -> tuple[str, str]:
-    """The kind of a layer that can't be converted, and why it can't."""
-    kind = type(module).__name__
-    if isinstance(module, nn.MultiheadAttention):
-        return "MultiheadAttention", f"MultiheadAttention passes {leaf} to a functional; there is no layer to swap"
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return kind, f"{kind} runs its {leaf} inside one fused call; there is no layer to swap"
-    if p.dim() == 3 and ("expert" in name.lower() or "expert" in kind.lower()):
-        return "experts", f"fused experts: {kind} holds the weights of {p.shape[0]} experts in one 3-D parameter"
-    return kind, f"{leaf} is a bare {p.dim()}-D parameter of {kind}, no linear layer"

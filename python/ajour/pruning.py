@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ajour.layer_choice import LayerChoice, choose_layers, stored_parameter
-from ajour.layers import Layer, find_layers, is_conv1d
+from ajour.layer_choice import LayerChoice, choose_layers, write_weight
+from ajour.layers import find_layers
 from ajour.magnitude import keep_largest, magnitudes
-from ajour.masks import is_prune_hook
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import NM, Block, Dense, Pattern
 
@@ -38,7 +37,7 @@ def prune(
     for layer in choose_layers(find_layers(model), layers):
         w = layer.weight()
         kept = keep_largest(magnitudes(w), pattern, density if density is not None else 1.0, balanced)
-        _write(layer, torch.where(kept, w, 0))
+        write_weight(layer, torch.where(kept, w, 0))
     return model
 
 
@@ -51,13 +50,3 @@ def _check(pattern: Pattern, density: float | None, balanced: bool) -> None:
         raise PatternError(f"{pattern} needs density=, the share that is kept, from 0 to 1; found {density}")
     if balanced and not isinstance(pattern, Block):
         raise PatternError(f"balanced keeps the same number of blocks in every block row; {pattern} has no blocks")
-
-
-@torch.no_grad()
-def _write(layer: Layer, w: Tensor) -> None:
-    """Into the tensor that the layer's forward starts from; masks of other tools stay, as w is zero under them."""
-    module = layer.module
-    stored_parameter(layer).copy_(w.t() if is_conv1d(module) else w)
-    for hook in module._forward_pre_hooks.values():
-        if is_prune_hook(hook):
-            hook(module, ())  # refreshes the plain attribute `weight`, which code may read before the next forward

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import results
+from benchmarks import models, results
 from benchmarks.cases import smoke_cases
+from benchmarks.ops import cell_of
 from suites import CPU, run_command, spoil_block_kernel
 
 from result_rows import row
@@ -33,6 +34,29 @@ def test_the_command_writes_a_result_file(clock: None, tmp_path: Path) -> None:
     assert {row["pattern"] for row in result["rows"]} == {str(case.pattern) for case in smoke_cases()}
     assert {row["dtype"] for row in result["rows"]} == {"float32", "bfloat16"}
     assert list(path.parent.iterdir()) == [path], "no half-written file is left"
+
+
+def test_continue_measures_only_the_cells_that_are_missing(clock: None, tmp_path: Path) -> None:
+    path = tmp_path / "ops.json"
+    arguments = ["ops", "--smoke", "--no-gradients", "--no-peers", "--dtypes", "float32", "--json", str(path)]
+    assert run_command(*arguments)[0] == 0
+    whole = json.loads(path.read_text())
+    cell = whole["rows"][-1]
+    kept = [each for each in whole["rows"] if cell_of(each) != cell_of(cell)]
+    assert 0 < len(kept) < len(whole["rows"])
+    path.write_text(json.dumps({**whole, "rows": kept}))
+    code, _ = run_command(*arguments, "--continue")
+    assert code == 0
+    found = json.loads(path.read_text())["rows"]
+    assert found[: len(kept)] == kept, "what was there stays"
+    assert {cell_of(each) for each in found[len(kept) :]} == {cell_of(cell)}
+
+
+def test_continue_mixes_no_devices(clock: None, tmp_path: Path) -> None:
+    path = tmp_path / "ops.json"
+    path.write_text(json.dumps({"device": {"name": "Another CPU"}, "commit": "", "date": "", "rows": []}))
+    code, _ = run_command("ops", "--smoke", "--json", str(path), "--continue")
+    assert code == 2
 
 
 def test_the_train_suite_gets_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,3 +144,19 @@ def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture
     assert "'int8' is no dtype here" in capsys.readouterr().err
     assert run_command("ops", "--shapes", "nothing")[0] == 2
     assert "no shape is called like 'nothing'" in capsys.readouterr().err
+
+
+def test_models_that_nobody_asked_for_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def run(settings: models.Settings, plans: object) -> list[tuple[str, list[dict[str, object]]]]:
+        asked.extend(f"{each} {str(each.dtype)[6:]}" for each in settings.subjects)
+        return []
+
+    monkeypatch.setattr(models, "run", run)
+    assert run_command("models", "--only", "GPT-2-like decoder 2:4", "--dtypes", "bfloat16")[0] == 0
+    assert asked == ["GPT-2-like decoder 2:4 bfloat16"]
+    assert run_command("models", "--only", "MiniLM", "--dtypes", "bfloat16")[0] == 2
+    assert "--only and --dtypes leave none of the models MiniLM-L6 2:4, " in capsys.readouterr().err

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DECODE, BLOCKS = "--only 2:4,1:4,unstructured", "--only block 64x64,block"  # what tells the steps apart
+ROW = (
+    '{"op": "nm_linear", "kernel": "cuda_decode", "config": "c2 s4", "pattern": "2:4", "density": 0.5, "m": 8, '
+    '"sparse_us": 10, "speedup": 1.5, "limit_fraction": 0.8, "error_ratio": 0.1}'
+)
 PYTHON = """#!/bin/sh
 echo "python3 $*" >>"$CALLS"
 case "$*" in
-  -c*) echo 90 ;;
+  *get_device_capability*) echo 90 ;;
+  *gpu_summary.py*) exec "{real}" "$@" ;;
   *"{fails}"*) echo broken; exit 1 ;;
   *"{hangs}"*) sleep 60 ;;
-  *"--json "*) echo "$*" | sed 's/.*--json \\([^ ]*\\).*/\\1/' | xargs touch ;;
+  *"--json "*) echo '{{"rows": [{row}]}}' >"$(echo "$*" | sed 's/.*--json \\([^ ]*\\).*/\\1/')" ;;
 esac
 """
 
@@ -30,8 +37,13 @@ def stand_ins(tmp_path: Path) -> Path:
         _command(folder / name, f'#!/bin/sh\necho "{name} $*" >>"$CALLS"\n')
     found = 'case "$*" in */planted*) exit 9 ;; esac'
     _command(folder / "compute-sanitizer", f'#!/bin/sh\necho "compute-sanitizer $*" >>"$CALLS"\n{found}\n')
-    _command(folder / "python3", PYTHON.format(fails="nothing fails", hangs="nothing hangs"))
+    _command(folder / "python3", _python())
     return folder
+
+
+def _python(fails: str = "nothing fails", hangs: str = "nothing hangs") -> str:
+    """A python3 that fails and hangs where told."""
+    return PYTHON.format(fails=fails, hangs=hangs, real=sys.executable, row=ROW)
 
 
 def _command(path: Path, text: str) -> None:
@@ -52,17 +64,67 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
     done, calls = _run(stand_ins, "9", COMMIT="abc")
     assert done.returncode == 0, done.stdout + done.stderr
     told = " ".join(calls)
-    order = ["pip install", "pytest", "--tool memcheck", "--tool racecheck", "--tool initcheck", "--tool synccheck"]
-    order += ["ops-decode.json", "ops-blocks.json", "ops-prefill.json", "models-models.json", "tokens-tokens.json"]
-    order += ["train-train.json", "ncu"]
+    order = [
+        "pip install",
+        '"doctor"',
+        "pytest",
+        "--tool memcheck",
+        "--tool racecheck",
+        "--tool initcheck",
+        "--tool synccheck",
+    ]
+    order += [
+        DECODE,
+        BLOCKS,
+        "--rows 256,512",
+        "/models.json",
+        "/tokens.json",
+        "/train.json",
+        "benchmarks check",
+        "ncu",
+        "gpu_summary.py",
+    ]
     places = [told.index(each) for each in order]
     assert places == sorted(places)
     assert "CMAKE_CUDA_ARCHITECTURES=90a-real" in told
     assert all("--commit abc" in call for call in calls if "--json" in call)
-    assert {"ops-decode.json", "models-models.json", "log.txt"} <= {
-        p.name for p in (stand_ins.parent / "out").iterdir()
-    }
-    assert len(list((stand_ins.parent / "out").iterdir())) <= 8
+    kept = {p.name for p in (stand_ins.parent / "out").iterdir()}
+    assert kept == {"log.txt", "steps.txt", "ops.json", "models.json", "tokens.json", "train.json"}
+
+
+def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
+    done, _ = _run(stand_ins, "9")
+    page = done.stdout[done.stdout.index("summary of ") :].splitlines()
+    assert len(page) <= 71
+    assert [line.split(":")[0].strip() for line in page[3:18]] == [
+        "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "crossover", "e4m3", "training",
+        "models", "tokens", "train", "check", "counters",
+    ]  # fmt: skip
+    assert any(line.startswith("  ops.json: 1 rows, 0 wrong") for line in page)
+    assert "    2:4 50%  8: 1.50x 80%  (cuda_decode)" in page
+
+
+def test_the_next_run_goes_on_with_what_is_missing(stand_ins: Path) -> None:
+    _command(stand_ins / "python3", _python(fails="/models.json"))
+    assert _run(stand_ins, "9")[0].returncode == 1
+    _command(stand_ins / "python3", _python())
+    (stand_ins.parent / "calls").unlink()
+    done, calls = _run(stand_ins, "9")
+    assert done.returncode == 0
+    assert "decode: done before" in done.stdout
+    assert sum("--json" in call for call in calls) == 1
+    assert any("/models.json --continue" in call for call in calls)
+    assert any("pip install" in call for call in calls), "a machine may be another one: it is built for anew"
+
+
+def test_what_another_commit_left_is_set_aside(stand_ins: Path) -> None:
+    for sha in ("abc", "def"):
+        done, calls = _run(stand_ins, "9", "decode models", COMMIT=sha)
+        assert done.returncode == 0
+    assert sum("--json" in call for call in calls) == 4
+    out = stand_ins.parent / "out"
+    assert (out / "abc" / "ops.json").exists()
+    assert (out / "steps.txt").read_text().startswith("commit: def")
 
 
 def test_a_sanitizer_that_sees_no_planted_bug_fails(stand_ins: Path) -> None:
@@ -73,19 +135,21 @@ def test_a_sanitizer_that_sees_no_planted_bug_fails(stand_ins: Path) -> None:
 
 
 def test_a_failing_step_stops_no_other(stand_ins: Path) -> None:
-    _command(stand_ins / "python3", PYTHON.format(fails="ops-blocks.json", hangs="nothing hangs"))
+    _command(stand_ins / "python3", _python(fails=BLOCKS))
     done, _ = _run(stand_ins, "9")
     assert done.returncode == 1
-    assert "blocks: exit 1" in done.stdout
-    assert "models: exit 0" in done.stdout
+    assert "blocks: failed with exit 1" in done.stdout
+    assert "models: done in" in done.stdout
     assert "broken" in (stand_ins.parent / "out" / "log.txt").read_text()
 
 
-def test_without_a_build_nothing_is_measured(stand_ins: Path) -> None:
-    _command(stand_ins / "python3", PYTHON.format(fails="pip install", hangs="nothing hangs"))
+def test_without_a_build_nothing_is_measured_and_every_step_says_so(stand_ins: Path) -> None:
+    _command(stand_ins / "python3", _python(fails="pip install"))
     done, calls = _run(stand_ins, "9")
     assert done.returncode == 1
     assert not any("--json" in call for call in calls)
+    assert done.stdout.count("not run: the build failed\n") >= 12
+    assert "build: failed with exit 1" in done.stdout
 
 
 def test_steps_can_be_picked(stand_ins: Path) -> None:
@@ -106,24 +170,31 @@ def test_the_crossover_is_measured_on_every_configuration(stand_ins: Path) -> No
 
 
 def test_time_is_kept_and_what_was_not_reached_is_said(stand_ins: Path) -> None:
-    _command(stand_ins / "python3", PYTHON.format(fails="nothing fails", hangs="ops-decode.json"))
+    _command(stand_ins / "python3", _python(hangs=DECODE))
     copy = stand_ins.parent / "copy" / "benchmarks"
     copy.mkdir(parents=True)
     text = (ROOT / "benchmarks" / "gpu.sh").read_text()
     assert "* 60 - 10" in text
     shutil.copy(ROOT / "benchmarks" / "gpu.sh", copy)
+    shutil.copy(ROOT / "benchmarks" / "gpu_summary.py", copy)
     (copy / "gpu.sh").write_text(text.replace("* 60 - 10", "* 7"))  # seven seconds for a minute
     environment = {**os.environ, "PATH": f"{stand_ins}:{os.environ['PATH']}", "CALLS": str(stand_ins.parent / "calls")}
     script = ["bash", str(copy / "gpu.sh"), str(stand_ins.parent / "out"), "1", "decode blocks"]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "decode: out of time, what it wrote is kept" in done.stdout
-    assert "blocks: no time left" in done.stdout
+    assert "decode: out of time after" in done.stdout
+    assert "blocks: not run: no time left" in done.stdout
 
 
-def test_a_machine_without_a_gpu_is_told_so(stand_ins: Path) -> None:
+def test_without_a_card_every_step_that_needs_one_is_not_run(stand_ins: Path) -> None:
     _command(stand_ins / "nvidia-smi", "#!/bin/sh\nexit 9\n")
     done, calls = _run(stand_ins, "9")
     assert done.returncode == 3
     assert "no GPU here" in done.stdout
-    assert not any("-m pip" in call for call in calls)
+    needing = ["build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "e4m3", "models", "tokens"]
+    page = done.stdout[done.stdout.index("summary of ") :].splitlines()
+    for name in [*needing, "train", "counters"]:
+        assert f"  {name}: not run: this machine has no GPU" in page
+    assert any(line.startswith("  check: done") for line in page), "it reads what is committed"
+    assert "results: none, nothing was measured" in page
+    assert not any("pip" in call or "--json" in call or "ncu" in call for call in calls)

@@ -11,8 +11,11 @@ import pytest
 
 from ajour.comparison import Comparison
 from ajour.comparison.charts import SERIES, bars, stacks
-from ajour.comparison.page import CSS, page, write_page
+from ajour.comparison.document import CSS
+from ajour.comparison.page import page, write_page
+from ajour.planning.plan import Choice
 from ajour.planning.timing import Timing
+from ajour.terms.pattern import Dense
 
 VOID = {"meta", "br", "hr", "img", "use", "path", "input", "link"}
 
@@ -87,7 +90,7 @@ def test_every_layer_size_side_and_result_is_on_it(compared: Comparison, text: s
     words = "\n".join(parsed(text).text)
     for choice in compared.plan.choices:
         assert re.search(rf"^{re.escape(choice.layer)}$", words, re.MULTILINE)
-    for said in ("4x64", "32x64", "torch as it is", "best dense kernels", "converted", "the other", "verified", "MB"):
+    for said in ("4x64", "32x64", "torch as it is", "best dense kernels", "converted", "the other", "verified", "kB"):
         assert said in words
 
 
@@ -114,6 +117,40 @@ def test_colours_are_the_pages_own_in_light_and_in_dark() -> None:
     drawn += stacks([("one", {"x": 1.0, "y": 2.0})], {"x": "a", "y": "rest"}, "ms")
     colours = {value for value in re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn) if value != "none"}
     assert all(value.startswith("var(--") for value in colours), colours
+
+
+def test_a_phone_knows_the_name_of_every_cell(text: str) -> None:
+    heads = [re.findall(r"<th[^>]*>(.*?)</th>", table) for table in re.findall(r"<thead>(.*?)</thead>", text)]
+    bodies = re.findall(r"<tbody>(.*?)</tbody>", text, re.DOTALL)
+    assert len(heads) == len(bodies) == 4
+    for head, body in zip(heads, bodies, strict=True):
+        for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL):
+            assert re.findall(r'<td data-name="([^"]*)"', row) == head
+    narrow = CSS.read_text().split("max-width: 40rem")[1]
+    assert "attr(data-name)" in narrow
+    assert "thead { display: none; }" in narrow
+
+
+def test_the_legend_names_only_what_takes_time(compared: Comparison, text: str) -> None:
+    def legend(made: str) -> list[str]:
+        (items,) = re.findall(r'<ul class="legend">(.*?)</ul>', made)
+        return re.findall(r"</i>(.*?)</li>", items)
+
+    assert legend(page("", "", [compared])) == ["*", "everything else"]
+    idle = {
+        side: replace(each, layers=dict.fromkeys(each.layers, 0.0)) for side, each in compared.sizes[0].where.items()
+    }
+    asleep = replace(compared, sizes=tuple(replace(size, where=idle) for size in compared.sizes))
+    assert legend(page("", "", [asleep])) == ["everything else"]
+
+
+def test_a_model_without_zeros_is_told_so(compared: Comparison) -> None:
+    choices = tuple(Choice(c.layer, c.shape, c.dtype, Dense(), 1.0) for c in compared.plan.choices)
+    full = replace(compared, plan=replace(compared.plan, choices=choices), report=replace(compared.report, layers=()))
+    words = " ".join(parsed(page("", "", [full])).text)
+    assert "Nothing to gain yet: 2 linear layers without a single zero." in words
+    assert "no layer was converted" in words
+    assert "Nothing to gain yet" in str(full)
 
 
 def test_tables_scroll_in_their_own_box(text: str) -> None:

@@ -13,15 +13,19 @@ from torch import Tensor
 
 from ajour.formats import BitmapMatrix, NMMatrix
 from ajour.ops.bitmap_linear import decode_kernel as bitmap_kernel
+from ajour.ops.bitmap_linear import gap_kernel
 from ajour.ops.nm_linear import decode_kernel as nm_kernel
+from ajour.ops.nm_linear import slabs
 from ajour.terms.pattern import NM
 from ajour.terms.problem import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
+LAYOUTS = ("layout/decode_shape.cpp", "layout/gap_rows.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")
 SOURCES = [
     *(ROOT / "tests" / "emulator" / name for name in ("decode.cpp", "block.cpp")),
-    *(ROOT / "csrc" / name for name in ("layout/decode_shape.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")),
+    *(ROOT / "csrc" / name for name in LAYOUTS),
 ]
+KINDS = ("nm", "bitmap", "lanes", "gaps")  # as in tests/emulator/decode.cpp
 FLAGS = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-ldl"]
 
 
@@ -56,22 +60,27 @@ def decode(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
+    kernel: str = "",
 ) -> tuple[Tensor, str]:
-    """y: [m, n] = activation(x: [m, k] @ matrix.T + bias) + residual as emulated, and what the emulator said."""
+    """y: [m, n] = activation(x: [m, k] @ matrix.T + bias) + residual as emulated, and what the emulator said.
+
+    kernel: "lanes" (2:4 without tensor cores), "gaps" (of a bitmap), or the one on tensor cores.
+    """
     (n, k), m = matrix.shape, x.shape[0]
-    bitmap = isinstance(matrix, BitmapMatrix)
-    packed = (bitmap_kernel if bitmap else nm_kernel).KERNEL.prepack(matrix, "")
+    kind = KINDS.index(kernel) if kernel else int(isinstance(matrix, BitmapMatrix))
+    packed = (nm_kernel, bitmap_kernel, nm_kernel, gap_kernel)[kind].KERNEL.prepack(matrix, "")
     pattern = matrix.pattern if isinstance(matrix.pattern, NM) else NM(1, 4)
-    index = packed[1] if bitmap else torch.empty(0, dtype=torch.int32)
-    room = packed[2].numel() if bitmap else nm_kernel.slabs_of(pattern, n, k).slab_bytes
+    none = torch.empty(0, dtype=torch.int32)
+    index, order = packed[1] if len(packed) > 1 else none, packed[2] if kernel == "gaps" else none
+    room = packed[2].numel() if len(packed) > 2 else slabs.layout_of(pattern, n, k).slab_bytes
     values = (
-        int(bitmap), m, n, k, pattern.keep, pattern.group, int(x.dtype == torch.bfloat16),
+        kind, m, n, k, pattern.keep, pattern.group, int(x.dtype == torch.bfloat16),
         ACTIVATIONS.index(activation), int(launch.bulk), launch.processors, launch.shared, launch.blocks, launch.stages,
         launch.seed, x.stride(0), packed[0].nbytes, index.numel(), room, int(bias is not None),
-        int(residual is not None), launch.x_offset,
+        int(residual is not None), launch.x_offset, order.numel(),
     )  # fmt: skip
     strided = torch.as_strided(x, ((m - 1) * x.stride(0) + k,), (1,))
-    tensors = [packed[0], index, strided, *(t for t in (bias, residual) if t is not None)]
+    tensors = [packed[0], index, order, strided, *(t for t in (bias, residual) if t is not None)]
     problem, result = folder / "problem", folder / "result"
     problem.write_bytes(struct.pack(f"{len(values)}q", *values) + b"".join(map(raw, tensors)))
     done = subprocess.run([program, problem, result], capture_output=True, text=True, check=False, timeout=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from ajour.formats import NMMatrix
 from ajour.ops import BITMAP_LINEAR, NM_LINEAR, decode
+from ajour.ops.bitmap_linear import gap_kernel
 from ajour.ops.nm_linear import cusparselt_kernel, decode_kernel
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM, Pattern, Unstructured
@@ -83,6 +85,33 @@ def test_a_configuration_is_blocks_and_stages() -> None:
     ]
     with pytest.raises(KernelError, match="'s4' is no decode configuration; expected something like 'c2 s4'"):
         decode.parse_config("s4")
+
+
+def test_2_4_with_few_rows_may_also_go_without_tensor_cores() -> None:
+    record = NM_LINEAR.kernel("cuda_decode")
+    for asked, lanes in ((problem(m=4), 2), (problem(m=5), 0), (problem(NM(1, 4), m=1), 0)):
+        assert sum(config.startswith("lanes c") for config in record.configs(asked)) == lanes
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (problem(Unstructured(), m=5, density=0.1), "it is for 1 to 4 rows, these are 5 rows"),
+        (problem(Unstructured(), m=1, density=0.3), r"gaps pay up to 25% non-zeros, this weight has 30\.0%"),
+        (problem(Unstructured(), m=1, density=0.1, device="cpu"), "it runs on CUDA, this layer is on cpu"),
+        (problem(Unstructured(), m=1, density=0.1), None),
+    ],
+)
+@pytest.mark.usefixtures("with_cuda")
+def test_cuda_gaps_says_why_not(asked: Problem, said: str | None) -> None:
+    reason = BITMAP_LINEAR.kernel("cuda_gaps").why_not(asked)
+    assert (reason is None) == (said is None)
+    assert said is None or re.fullmatch(said, str(reason))
+
+
+def test_a_configuration_of_gaps_is_blocks() -> None:
+    with pytest.raises(KernelError, match="'s4' is no configuration of gap rows; expected something like 'c3'"):
+        gap_kernel._launch(1, 64, 64, "s4", 0)
 
 
 def has_cusparselt(found: bool) -> Callable[[], bool]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import ROOT, Launch, decode
+from emulated import LAYOUTS, ROOT, Launch, decode
 from torch import Tensor
 
 from ajour.formats import NMMatrix, SparseMatrix
@@ -46,6 +46,44 @@ def test_every_row_count_and_ragged_shape_is_within_the_error_rule(
         truth(x, w, bias, residual, activation).check(y, f"{pattern} {n}x{k} m={m} {dtype} {launch} {said}")
 
 
+def few_rows(kernel: str) -> Pattern:
+    """The pattern of a kernel for 1 to 4 rows."""
+    return NM(2, 4) if kernel == "lanes" else Unstructured()
+
+
+@pytest.mark.parametrize("kernel", ["lanes", "gaps"])
+def test_kernels_for_few_rows_are_within_the_error_rule(kernel: str, emulator: Path, tmp_path: Path) -> None:
+    pattern = few_rows(kernel)
+    for turn, (n, k) in enumerate((*SHAPES, (40, 9000), (9, 2100), (33, 1024))):
+        m, dtype, activation = 1 + turn % 4, DTYPES[turn % 2], ACTIVATIONS[turn % len(ACTIVATIONS)]
+        w = weight(pattern, n, k, dtype, (0.1, 0.002, 0.9)[turn % 3], skew=turn % 4 == 3)
+        x = torch.randn(m, k + 3).to(dtype)[:, turn % 3 : turn % 3 + k]
+        bias = torch.randn(n).to(dtype) if turn % 2 else None
+        residual = torch.randn(m, n).to(dtype) if turn % 3 == 0 else None
+        launch = Launch(turn % 2 == 0, processors=1 + turn % 5, seed=turn, x_offset=turn % 3)
+        y, said = decode(emulator, tmp_path, matrix_of(w, pattern), x, launch, bias, residual, activation, kernel)
+        truth(x, w, bias, residual, activation).check(y, f"{kernel} {n}x{k} m={m} {dtype} {launch} {said}")
+
+
+@pytest.mark.parametrize("kernel", ["lanes", "gaps"])
+def test_kernels_for_few_rows_give_the_same_bits_in_any_order(kernel: str, emulator: Path, tmp_path: Path) -> None:
+    pattern = few_rows(kernel)
+    matrix, x = matrix_of(weight(pattern, 60, 4100, torch.bfloat16, 0.05), pattern), torch.randn(3, 4100).bfloat16()
+    launches = [Launch(processors=7, seed=seed) for seed in range(3)]
+    found = [decode(emulator, tmp_path, matrix, x, launch, kernel=kernel) for launch in launches]
+    assert "7 stripes, 1 shared" in found[0][1] or "5 spans" in found[0][1]
+    assert all(torch.equal(bits(y), bits(found[0][0])) for y, _ in found)
+
+
+@pytest.mark.parametrize("kernel", ["lanes", "gaps"])
+def test_kernels_for_few_rows_give_the_weight_back(kernel: str, emulator: Path, tmp_path: Path) -> None:
+    w = weight(few_rows(kernel), 65, 24, torch.float16)
+    for first in range(0, 24, 3):
+        x = torch.eye(24, dtype=torch.float16)[first : first + 3]
+        y, _ = decode(emulator, tmp_path, matrix_of(w, few_rows(kernel)), x, Launch(seed=first), kernel=kernel)
+        assert torch.equal(y, w[:, first : first + 3].t())
+
+
 @pytest.mark.parametrize("bulk", [True, False], ids=["sm_90", "sm_80"])
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(2, 8), Unstructured()], ids=str)
 def test_shared_tiles_are_summed_in_one_order_whoever_arrives_last(
@@ -71,17 +109,26 @@ def test_rows_of_x_may_stand_anywhere(pattern: Pattern, emulator: Path, tmp_path
         truth(x, w, None, None, "none").check(y, f"{pattern} offset {offset} stride {x.stride(0)}")
 
 
-@pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), NM(3, 8), NM(2, 16), NM(5, 32), Unstructured()], ids=str)
+@pytest.mark.parametrize(
+    ("pattern", "kernel"),
+    [
+        *((pattern, "") for pattern in (NM(2, 4), NM(1, 4), NM(3, 8), NM(2, 16), NM(5, 32), Unstructured())),
+        *((few_rows(kernel), kernel) for kernel in ("lanes", "gaps")),
+    ],
+    ids=str,
+)
 def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(
-    pattern: Pattern, emulator: Path, tmp_path: Path
+    pattern: Pattern, kernel: str, emulator: Path, tmp_path: Path
 ) -> None:
-    for m, n, k in ((1, 33, 100), (5, 64, 31), (19, 40, 260)):
-        matrix = matrix_of(weight(pattern, n, k, torch.bfloat16), pattern)
+    for m, n, k in ((1, 33, 100), (5, 64, 31), (19, 40, 260), (3, 12, 9000)):
+        if kernel and m > 4:
+            continue
+        matrix = matrix_of(weight(pattern, n, k, torch.bfloat16, 0.4 if k < 999 else 0.002), pattern)
         x = torch.randn(m, k).bfloat16()
         for row in range(0, m, 2):  # the rows between stay finite
             x[row, row * 7 % k] = (float("nan"), float("inf"), -float("inf"))[row // 2 % 3]
         x[0, k - 1] = float("inf")
-        y = decode(emulator, tmp_path, matrix, x, Launch(processors=3))[0].double()
+        y = decode(emulator, tmp_path, matrix, x, Launch(processors=3), kernel=kernel)[0].double()
         expected = torch.where(stored_places(matrix), x.double()[:, None] * matrix.to_dense().double(), 0.0).sum(-1)
         finite = expected.isfinite()
         assert torch.equal(y.isnan(), expected.isnan()), "NaN where it does not belong, or lost"
@@ -144,7 +191,7 @@ def test_the_emulator_sees_planted_bugs(file: str, right: str, wrong: str, tmp_p
     broken.write_text(text.replace(right, wrong))
     program = tmp_path / "decode"
     sources = [ROOT / "tests/emulator/decode.cpp", ROOT / "tests/emulator/block.cpp"]
-    sources += [copy / name for name in ("layout/decode_shape.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")]
+    sources += [copy / name for name in LAYOUTS]
     flags = ["-std=c++17", "-O0", "-DONLY_2_4", "-ldl"]
     subprocess.run(["c++", f"-I{ROOT}/tests/emulator", f"-I{copy}", *sources, *flags, "-o", program], check=True)
     w, x = weight(NM(2, 4), 130, 900, torch.bfloat16), torch.randn(8, 900).bfloat16()

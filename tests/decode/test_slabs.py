@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ajour._native import native
 from ajour.formats import BitmapMatrix, NMMatrix
 from ajour.ops.bitmap_linear import decode_kernel as bitmap_kernel
+from ajour.ops.bitmap_linear import gap_kernel
 from ajour.ops.nm_linear import decode_kernel as nm_kernel
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM, Unstructured
@@ -54,6 +55,60 @@ def test_unpack_is_the_bit_exact_inverse_of_prepack(
     for name, tensor in matrix.tensors().items():
         assert torch.equal(bits(back.tensors()[name]), bits(tensor)), name
     back.validate()
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    n=st.integers(1, 200),
+    k=st.one_of(st.integers(1, 600), st.integers(8000, 20000)),
+    density=st.sampled_from([0.0, 0.001, 0.05, 0.25, 1.0]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    skew=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_gap_rows_give_every_value_back(
+    n: int, k: int, density: float, dtype: torch.dtype, skew: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    w = torch.where(keep_mask(Unstructured(), n, k, density, skew), odd_values(n, k, dtype), 0.0)
+    matrix = BitmapMatrix.from_dense(w)
+    matrix.tensors()["values"][::3] = 0.0  # a stored zero is a value: training may leave some
+    packed = gap_kernel.KERNEL.prepack(matrix, "")
+    back = gap_kernel.KERNEL.unpack(packed, Unstructured(), (n, k))
+    for name, tensor in matrix.tensors().items():
+        assert torch.equal(bits(back.tensors()[name]), bits(tensor)), name
+    back.validate()
+    order = packed[2][packed[2] >= 0]
+    assert torch.equal(order.sort().values, torch.arange(n, dtype=torch.int32)), "every row stands once"
+
+
+@pytest.mark.parametrize("gap", [1, 254, 255, 256, 509, 510, 511, 764, 765, 5000])
+def test_a_gap_of_any_length_can_be_written(gap: int) -> None:
+    w = torch.zeros(1, 8192).bfloat16()
+    w[0, ::gap] = 1.5
+    matrix = BitmapMatrix.from_dense(w)
+    back = gap_kernel.KERNEL.unpack(gap_kernel.KERNEL.prepack(matrix, ""), Unstructured(), (1, 8192))
+    assert torch.equal(back.to_dense(), w)
+
+
+@pytest.mark.parametrize(("density", "most"), [(0.1, 1.0), (0.05, 0.75)])
+def test_gap_rows_take_fewer_bytes_than_a_bitmap_of_few_values(density: float, most: float) -> None:
+    w = torch.where(torch.rand(4096, 4096) < density, 1.5, 0.0).bfloat16()
+    matrix = BitmapMatrix.from_dense(w)
+    gaps, bitmap = (sum(t.nbytes for t in k.KERNEL.prepack(matrix, "")) for k in (gap_kernel, bitmap_kernel))
+    assert gaps < most * bitmap
+
+
+def test_every_slot_of_x_fits_the_smallest_card() -> None:
+    limits = native.DeviceLimits(80, 99 << 10, 100 << 10)
+    for n, k in ((1, 1), (4096, 4096), (8192, 28672), (40000, 8200)):
+        for m in (1, 2, 3, 4):
+            shape = native.GapShape(m, native.GapRows(n, k), limits, 3)
+            assert shape.tokens >= m
+            assert shape.shared_bytes <= 99 << 10
+            assert shape.blocks >= 1
+    with pytest.raises(KernelError, match="gap rows serve 1 to 4 rows of x, found 5"):
+        native.GapShape(5, native.GapRows(64, 64), limits, 3)
 
 
 def test_2_4_takes_nine_bits_a_weight() -> None:

@@ -5,17 +5,20 @@
 #include <stdexcept>
 
 #include "cuda/bitmap_decode.cuh"
-#include "cuda/nm_decode.cuh"
+#include "cuda/gap_decode.cuh"
+#include "cuda/lanes_decode.cuh"
 #include "memory/check.h"
 
 namespace ajour::cuda {
 namespace {
 
 struct Problem {
-  int64_t kind;  // 0: N:M, 1: bitmap
+  int64_t kind;  // one of Kind
   int64_t m, n, k, keep, group, bfloat16, activation, bulk, processors, block_shared, blocks, stages, seed, x_stride;
-  int64_t slab_bytes, index_count, room, has_bias, has_residual, x_offset;
+  int64_t slab_bytes, index_count, room, has_bias, has_residual, x_offset, order_count;
 };
+
+enum Kind { kNM, kBitmap, kLanes, kGaps };
 
 template <class T>
 std::vector<T> read(std::ifstream& in, int64_t count) {
@@ -35,20 +38,26 @@ struct Aligned {  // by 16 bytes, and a few elements on
   T* at;
 };
 
-template <class Decoder, Float16Kind Kind, int TOKENS>
-void run(const Problem& p, const Decoder& decoder, const DecodeCall& call, int64_t x_size) {
+// Blocks one after the other, in random order; `body` gets a block's shared memory.
+template <class Body>
+void each_block(const Problem& p, int blocks, int threads, int64_t shared_bytes, const DecodeCall& call, int64_t x_size,
+                const Body& body) {
   std::vector<int> order;
-  for (int i = 0; i < call.shape.stripes.stripes; ++i) order.push_back(i);
+  for (int i = 0; i < blocks; ++i) order.push_back(i);
   std::mt19937_64 random(static_cast<uint64_t>(p.seed));
   std::shuffle(order.begin(), order.end(), random);
   for (int index : order) {
-    emulator::Block block(
-        index, random(), [&](uint8_t* shared) { StripeLinear<Decoder, Kind, TOKENS>(decoder, call, shared).run(); },
-        size_t(call.shape.shared_bytes));
+    emulator::Block block(index, random(), body, size_t(shared_bytes), threads);
     block.readable = {{call.slabs, size_t(p.slab_bytes)},
                       {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
     block.run();
   }
+}
+
+template <class Decoder, Float16Kind Kind, int TOKENS>
+void run(const Problem& p, const Decoder& decoder, const DecodeCall& call, int64_t x_size) {
+  each_block(p, call.shape.stripes.stripes, kDecodeWarps * kWarp, call.shape.shared_bytes, call, x_size,
+             [&](uint8_t* shared) { StripeLinear<Decoder, Kind, TOKENS>(decoder, call, shared).run(); });
 }
 
 #ifdef ONLY_2_4  // in bfloat16 and for 8 rows: a build for planted bugs takes a third of the time
@@ -66,7 +75,7 @@ void run(const Problem& p, const Decoder& decoder, const DecodeCall& call, int64
     case 32:
       return run<Decoder, Kind, 32>(p, decoder, call, x_size);
     default:
-      return run<Decoder, Kind, 64>(p, decoder, call, x_size);
+      if constexpr (Decoder::kMostTokens == 64) run<Decoder, Kind, 64>(p, decoder, call, x_size);
   }
 }
 
@@ -76,8 +85,25 @@ void run(const Problem& p, const Decoder& decoder, const DecodeCall& call, int64
   run<Decoder, Float16Kind::float16>(p, decoder, call, x_size);
 }
 
+template <int ROWS>
+void run_lanes(const Problem& p, const NMSlabs& w, const DecodeCall& call, int64_t x_size) {
+  if (p.bfloat16) return run<SparseLanes<ROWS>, Float16Kind::bfloat16, 8>(p, {w}, call, x_size);
+  run<SparseLanes<ROWS>, Float16Kind::float16, 8>(p, {w}, call, x_size);
+}
+
 void run(const Problem& p, const NMSlabs& w, const DecodeCall& call, int64_t x_size) {
-  if (p.kind) return run(p, BitmapDecoder{}, call, x_size);
+  if (p.kind == kBitmap) return run(p, BitmapDecoder{}, call, x_size);
+  if (p.kind == kLanes) {
+    if (p.m == 1) return run_lanes<1>(p, w, call, x_size);
+    if (p.m == 2) return run_lanes<2>(p, w, call, x_size);
+    return run_lanes<4>(p, w, call, x_size);
+  }
+  const auto is = [&](int keep, int group) {  // as in known_decode
+    return w.keep == keep && w.group == group && call.shape.tokens <= 32;
+  };
+  if (is(1, 4)) return run(p, PlacedValues<4, 1>{w}, call, x_size);
+  if (is(2, 8)) return run(p, PlacedValues<8, 2>{w}, call, x_size);
+  if (is(4, 8)) return run(p, PlacedValues<8, 4>{w}, call, x_size);
   if (w.in_hardware()) return run(p, SparseMma{w}, call, x_size);
   switch (w.group) {
     case 4:
@@ -91,6 +117,18 @@ void run(const Problem& p, const NMSlabs& w, const DecodeCall& call, int64_t x_s
   }
 }
 
+template <Float16Kind Kind, int TOKENS>
+void run_gaps(const Problem& p, const GapWeight& w, const DecodeCall& call, int64_t x_size) {
+  each_block(p, w.shape.blocks * w.layout.spans, kGapWarps * kWarp, w.shape.shared_bytes, call, x_size,
+             [&](uint8_t* shared) { GapLinear<Kind, TOKENS>(call, w, shared).run(); });
+}
+
+template <Float16Kind Kind>
+void run_gaps(const Problem& p, const GapWeight& w, const DecodeCall& call, int64_t x_size) {
+  if (w.shape.tokens == 1) return run_gaps<Kind, 1>(p, w, call, x_size);
+  if (w.shape.tokens == 2) return run_gaps<Kind, 2>(p, w, call, x_size);
+  run_gaps<Kind, 4>(p, w, call, x_size);
+}
 #endif
 
 // Eight lanes read 16 bytes of x each at once: no two of them from one bank.
@@ -107,27 +145,57 @@ void check_x_banks() {
   }
 }
 
+// The scratch of a call as a launch finds it: counters are zero, parts are not.
+struct Scratch {
+  Scratch(int64_t bytes, int64_t counter_bytes) : memory(size_t(bytes / 4 + 4), NAN) {
+    at = reinterpret_cast<uint8_t*>(memory.data());
+    at += (16 - reinterpret_cast<uintptr_t>(at) % 16) % 16;
+    if (bytes) std::memset(at, 0, size_t(counter_bytes));
+  }
+  std::vector<float> memory;
+  uint8_t* at;
+};
+
+void decode_slabs(const Problem& p, DecodeCall& call, const DeviceLimits& limits, int64_t x_size) {
+  const NMSlabs w = p.kind == kBitmap ? NMSlabs{} : nm_slabs(p.n, p.k, int(p.keep), int(p.group));
+  const int columns = p.kind == kBitmap ? BitmapDecoder::kColumns : w.columns;
+  call.shape = decode_shape(p.m, {ceil_div(p.n, kSlabRows), ceil_div(p.k, columns), columns, int(p.room)}, limits,
+                            int(p.blocks), int(p.stages));
+  Scratch scratch(call.shape.scratch_bytes, call.shape.counter_bytes());
+  call.scratch = scratch.at;
+  run(p, w, call, x_size);
+  std::printf("%d stripes, %d shared, %d stages\n", call.shape.stripes.stripes, int(call.shape.stripes.shared()),
+              call.shape.stages);
+}
+
+#ifndef ONLY_2_4
+void decode_gaps(const Problem& p, DecodeCall& call, const int32_t* order, const DeviceLimits& limits, int64_t x_size) {
+  const GapRows layout = gap_rows(p.n, p.k);
+  const GapWeight w{layout, order, gap_shape(p.m, layout, limits, int(p.blocks))};
+  Scratch scratch(w.shape.scratch_bytes, GapShape::counter_bytes(layout));
+  call.scratch = scratch.at;
+  if (p.bfloat16) {
+    run_gaps<Float16Kind::bfloat16>(p, w, call, x_size);
+  } else {
+    run_gaps<Float16Kind::float16>(p, w, call, x_size);
+  }
+  std::printf("%d blocks, %d spans\n", w.shape.blocks, layout.spans);
+}
+#endif
+
 void decode(const char* problem, const char* result) {
   std::ifstream in(problem, std::ios::binary);
   const Problem p = read<Problem>(in, 1)[0];
   const int64_t x_size = (p.m - 1) * p.x_stride + p.k;
   const Aligned<uint8_t> slabs(read<uint8_t>(in, p.slab_bytes), 0);
   const Aligned<int32_t> index(read<int32_t>(in, p.index_count), 0);
+  const Aligned<int32_t> order(read<int32_t>(in, p.order_count), 0);
   const Aligned<uint16_t> x(read<uint16_t>(in, x_size), p.x_offset);
   const auto bias = read<uint16_t>(in, p.has_bias ? p.n : 0),
              residual = read<uint16_t>(in, p.has_residual ? p.m * p.n : 0);
-  const NMSlabs w = p.kind ? NMSlabs{} : nm_slabs(p.n, p.k, int(p.keep), int(p.group));
-  const int columns = p.kind ? BitmapDecoder::kColumns : w.columns;
-  DecodeCall call{};
-  call.shape = decode_shape(p.m, {ceil_div(p.n, kSlabRows), ceil_div(p.k, columns), columns, int(p.room)},
-                            {int(p.processors), int(p.block_shared), int(p.block_shared * p.blocks + 1024 * p.blocks)},
-                            int(p.blocks), int(p.stages));
   std::vector<uint16_t> y(size_t(p.m * p.n), 0x7fc1);
-  std::vector<float> scratch(size_t(call.shape.scratch_bytes / 4 + 4), NAN);
-  uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.data());
-  parts += (16 - reinterpret_cast<uintptr_t>(parts) % 16) % 16;
-  if (call.shape.scratch_bytes) std::memset(parts, 0, size_t(call.shape.counter_bytes()));
   ptx::kBulk = p.bulk;
+  DecodeCall call{};
   call.slabs = slabs.at;
   call.index = p.index_count ? index.at : nullptr;
   call.x = x.at;
@@ -136,16 +204,17 @@ void decode(const char* problem, const char* result) {
   call.bias = p.has_bias ? bias.data() : nullptr;
   call.residual = p.has_residual ? residual.data() : nullptr;
   call.y = y.data();
-  call.scratch = parts;
   call.m = int(p.m);
   call.n = int(p.n);
   call.k = int(p.k);
   call.activation = int(p.activation);
-  run(p, w, call, x_size);
+  const DeviceLimits limits{int(p.processors), int(p.block_shared), int(p.block_shared * p.blocks + 1024 * p.blocks)};
+#ifndef ONLY_2_4
+  if (p.kind == kGaps) decode_gaps(p, call, order.at, limits, x_size);
+#endif
+  if (p.kind != kGaps) decode_slabs(p, call, limits, x_size);
   check_x_banks<4>();
   std::ofstream(result, std::ios::binary).write(reinterpret_cast<const char*>(y.data()), std::streamsize(2 * y.size()));
-  std::printf("%d stripes, %d shared, %d stages\n", call.shape.stripes.stripes, int(call.shape.stripes.shared()),
-              call.shape.stages);
 }
 
 }  // namespace

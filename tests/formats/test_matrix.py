@@ -6,7 +6,7 @@ import pytest
 import torch
 from values import assert_exact
 
-from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix
+from ajour.formats import BitmapMatrix, BlockMatrix, DenseMatrix, NMMatrix, SparseMatrix, SplitMatrix
 from ajour.terms.errors import FormatError, PatternError
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
 from pruned import keep_mask, matrix_of
@@ -15,6 +15,7 @@ FORMATS: dict[type[SparseMatrix], Pattern] = {
     NMMatrix: NM(2, 4),
     BlockMatrix: Block(4, 8),
     BitmapMatrix: Unstructured(),
+    SplitMatrix: Unstructured(),
     DenseMatrix: Dense(),
 }
 

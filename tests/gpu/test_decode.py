@@ -23,6 +23,7 @@ PATTERNS: tuple[Pattern, ...] = (
 SHAPES = ((64, 256), (1, 1), (65, 33), (1000, 1000), (4096, 512), (130, 5000))
 DTYPES = (torch.bfloat16, torch.float16)
 GRAPHS = [("nm_linear", NM(2, 4)), ("nm_linear", NM(2, 8)), ("bitmap_linear", Unstructured())]
+FEW_ROWS = {NM(2, 4): (("cuda_decode", "lanes c2 s4"),), Unstructured(): (("cuda_gaps", "c3"),)}
 
 
 def drawn(pattern: Pattern, n: int, k: int, dtype: torch.dtype, density: float = 0.4) -> Tensor:
@@ -36,13 +37,13 @@ def on_gpu(pattern: Pattern, w: Tensor) -> tuple[LinearOp, SparseMatrix]:
 
 def kernels(op: LinearOp, matrix: SparseMatrix, m: int) -> list[tuple[str, str, list[Tensor], str]]:
     """Kernel, configuration, packed tensors and table of each GPU kernel that takes m rows."""
-    problem, found = problem_of(matrix, m), []
-    for name in ("cuda_decode", "cusparselt", "triton"):
-        if name not in op.kernels or op.kernel(name).why_not(problem):
+    problem, found, known = problem_of(matrix, m), [], {}  # type: ignore[var-annotated]
+    for name, kernel in op.kernels.items():
+        if kernel.packing == "dense" or name == "reference" or kernel.why_not(problem):
             continue
-        configs = op.kernel(name).configs(problem)
-        for config in configs if name == "cuda_decode" else configs[:1]:
-            found.append((name, config, *prepare(op, matrix, [(None, name, config)])))
+        configs = kernel.configs(problem)
+        for config in configs if name.startswith("cuda_") else configs[:1]:
+            found.append((name, config, *prepare(op, matrix, [(None, name, config)], known)))
     return found
 
 
@@ -63,16 +64,30 @@ def test_every_row_count_is_within_the_error_rule_and_repeats_itself(pattern: Pa
             assert torch.equal(bits(first), bits(again)), f"{name} {config}: two runs differ"
 
 
+@pytest.mark.parametrize("m", [65, 128, 500])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_kernels_for_many_rows_are_within_the_error_rule(pattern: Pattern, m: int) -> None:
+    for n, k in ((512, 1024), (1000, 1000), (130, 96)):
+        w, x, bias = drawn(pattern, n, k, torch.bfloat16), torch.randn(m, k).bfloat16(), torch.randn(n).bfloat16()
+        expected = truth(x, w, bias, None, "silu")
+        op, matrix = on_gpu(pattern, w)
+        for name, config, packed, table in kernels(op, matrix, m):
+            first, again = (op.call(x.cuda(), packed, bias.cuda(), table, "silu") for _ in range(2))
+            expected.check(first.cpu(), f"{name} {config} {pattern} {n}x{k} m={m}")
+            assert torch.equal(bits(first), bits(again)), f"{name} {config}: two runs differ"
+
+
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_small_problems_for_the_sanitizer(pattern: Pattern) -> None:
     """Shared tiles, a ragged end, unaligned rows of x: small enough for tools that run a hundred times slower."""
     w = drawn(pattern, 130, 300, torch.bfloat16)
     op, matrix = on_gpu(pattern, w)
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "c1 s3")])
-    for m, width in ((9, 300), (3, 304), (40, 304)):
-        x = torch.randn(m, width, device="cuda").bfloat16()[:, :300]
-        y = op.call(x, packed, None, table, "silu")
-        truth(x.cpu(), w, None, None, "silu").check(y.cpu(), f"{pattern} {tuple(x.shape)} {x.stride()}")
+    for kernel, config in (("cuda_decode", "c1 s3"), *FEW_ROWS.get(pattern, ())):
+        packed, table = prepare(op, matrix, [(None, kernel, config)])
+        for m, width in ((9, 300), (3, 304), (40, 304)):
+            x = torch.randn(m, width, device="cuda").bfloat16()[:, :300]
+            y = op.call(x, packed, None, table, "silu")
+            truth(x.cpu(), w, None, None, "silu").check(y.cpu(), f"{pattern} {table} {tuple(x.shape)} {x.stride()}")
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(2, 8), NM(3, 16), Unstructured()], ids=str)
@@ -82,19 +97,27 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(pattern
     x[0, 3], x[4, 519], x[18, 100] = float("inf"), float("nan"), -float("inf")
     w, stored = matrix.to_dense().cpu(), stored_places(matrix.to("cpu"))
     expected = torch.where(stored, x.double()[:, None] * w.double(), 0.0).sum(-1)
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
-    y = op.call(x.cuda(), packed, None, table, "none").cpu().double()
-    assert torch.equal(y.isnan(), expected.isnan())
-    assert torch.equal(y[y.isinf()], expected[expected.isinf()])
+    for kernel, config in (("cuda_decode", ""), *FEW_ROWS.get(pattern, ())):
+        packed, table = prepare(op, matrix, [(None, kernel, config)])
+        y = op.call(x.cuda(), packed, None, table, "none").cpu().double()
+        assert torch.equal(y.isnan(), expected.isnan()), table
+        assert torch.equal(y[y.isinf()], expected[expected.isinf()]), table
 
 
 @pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)
 def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls(name: str, pattern: Pattern) -> None:
     """One layer in two graphs on two streams: no call may share its scratch with another."""
-    op, matrix = on_gpu(pattern, drawn(pattern, 3000, 4096, torch.bfloat16))
+    op, matrix = on_gpu(pattern, drawn(pattern, 3000, 4096, torch.bfloat16, 0.2))
     assert op is LINEAR_OPS[name]
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
     xs = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (1, 17)]
+    replayed_at_once(op, xs, *prepare(op, matrix, [(None, "cuda_decode", "")]))
+    for kernel, config in FEW_ROWS.get(pattern, ()):
+        few = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (1, 3)]
+        replayed_at_once(op, few, *prepare(op, matrix, [(None, kernel, config)]))
+
+
+def replayed_at_once(op: LinearOp, xs: list[Tensor], packed: list[Tensor], table: str) -> None:
+    """Two graphs of eight calls each, twenty times on two streams."""
     eager = [op.call(x, packed, None, table, "none") for x in xs]
     graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
     for x in xs:
@@ -145,10 +168,15 @@ def test_more_rows_than_it_is_for_are_right_too(name: str, pattern: Pattern) -> 
         truth(x, w, None, residual, "relu").check(y.cpu(), f"{pattern} m={m}")
 
 
-def test_slabs_that_are_not_aligned_are_an_error_and_no_launch() -> None:
-    op, matrix = on_gpu(NM(2, 4), drawn(NM(2, 4), 64, 64, torch.bfloat16))
-    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
-    odd = torch.empty(packed[0].numel() + 1, dtype=torch.bfloat16, device="cuda")[1:].copy_(packed[0])
+@pytest.mark.parametrize(
+    ("pattern", "kernel"),
+    [(NM(2, 4), "cuda_decode"), (Unstructured(), "cuda_decode"), (Unstructured(), "cuda_gaps")],
+    ids=str,
+)
+def test_slabs_that_are_not_aligned_are_an_error_and_no_launch(pattern: Pattern, kernel: str) -> None:
+    op, matrix = on_gpu(pattern, drawn(pattern, 64, 64, torch.bfloat16, 0.2))
+    (slabs, *rest), table = prepare(op, matrix, [(None, kernel, "")])
+    odd = torch.empty(slabs.numel() + 1, dtype=torch.bfloat16, device="cuda")[1:].copy_(slabs)
     with pytest.raises(KernelError, match="aligned to 16 bytes"):
-        op.call(torch.randn(1, 64, device="cuda").bfloat16(), [odd], None, table, "none")
+        op.call(torch.randn(1, 64, device="cuda").bfloat16(), [odd, *rest], None, table, "none")
     torch.cuda.synchronize()

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ajour import cli
-from ajour.integrations.loading import load_model, make_example
+from ajour.integrations.examples import make_example
+from ajour.integrations.loading import load_model
 from ajour.planning.rows import call
 from ajour.terms.errors import FileError, MachineError
 
@@ -82,6 +83,40 @@ def test_a_folder_loads_and_runs(whole: Path) -> None:
     example = make_example(model, (2, 7))
     assert call(model, example).last_hidden_state.shape == (2, 7, 32)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+LAYER = "encoder.layer.0.intermediate.dense"
+
+
+def packed(w: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As llm-compressor wrote 2:4, which transformers 5 has no reader for."""
+    live = w != 0
+    bits = (live.view(w.shape[0], -1, 8).byte() << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    shape = torch.tensor([[side] for side in w.shape])
+    return {f"{LAYER}.compressed": w[live].view(len(w), -1), f"{LAYER}.bitmask": bits, f"{LAYER}.shape": shape}
+
+
+def masked(w: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As modelopt's state_dict has it: transformers would load the raw weight."""
+    return {f"{LAYER}.weight": torch.where(w == 0, 3.0, w), f"{LAYER}._weight_mask": w != 0}
+
+
+@pytest.mark.parametrize("stored", [packed, masked])
+def test_a_pruned_folder_is_read_as_its_tool_meant_it(
+    stored: Callable[[torch.Tensor], dict[str, torch.Tensor]], folder: Path
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    w = tensors.pop(f"{LAYER}.weight")
+    w = torch.where(torch.arange(w.shape[1]) % 4 < 2, w, torch.zeros(()))
+    save_file({**tensors, **stored(w)}, folder / "model.safetensors", {"format": "pt"})
+    sparsity = {"format": "sparse-24-bitmask", "sparsity_structure": "2:4", "ignore": [], "targets": ["Linear"]}
+    if stored is packed:
+        configured(quantization_config={"quant_method": "compressed-tensors", "sparsity_config": sparsity})(folder)
+    model = load_model(str(folder))
+    assert torch.equal(model.get_parameter(f"{LAYER}.weight"), w)
+    assert all(
+        torch.equal(model.get_parameter(name), tensor) for name, tensor in tensors.items() if "position_ids" not in name
+    )
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {

@@ -81,14 +81,31 @@ def edit(name: str, place: int, value: int) -> Callable[[dict[str, Tensor], dict
     return lambda tensors, metadata: tensors[name].view(-1).__setitem__(place, value)
 
 
+def again(name: str, place: int, other: int) -> Callable[[dict[str, Tensor], dict[str, str]], object]:
+    return lambda tensors, metadata: tensors[name].__setitem__(place, tensors[name][other].item())
+
+
+def flipped(name: str, count: int) -> Callable[[dict[str, Tensor], dict[str, str]], object]:
+    return lambda tensors, metadata: tensors[name][:count].copy_(tensors[name][:count].flip(0))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (edit("up.positions", 5, 0xFF), "layer 'up': positions"),
-        (edit("down.columns", 0, 1000), "layer 'down'"),
-        (edit("down.columns", 0, -1), "layer 'down'"),
-        (edit("down.row_offsets", -1, 10**6), "layer 'down'"),
-        (edit("down.order", 1, 0), "layer 'down'"),
+        (edit("down.columns", 0, 1000), "layer 'down': block 0 at row 0, column 1000 lies outside the 4x8"),
+        (edit("down.columns", 0, -1), "layer 'down': block 0 at row 0, column -1 lies outside the 4x8 grid"),
+        (edit("down.rows", 0, 4), "layer 'down': .*block 0 at row 4, column . lies outside the 4x8 grid"),
+        (again("down.columns", 1, 0), "layer 'down': .*block 1 overlaps or precedes the one before it"),
+        (flipped("down.columns", 2), "layer 'down': .*block 1 overlaps or precedes the one before it"),
+        (edit("down.row_offsets", -1, 10**6), "layer 'down': row_offsets: the last entry is 1000000, but there are 8"),
+        (edit("down.row_offsets", -1, 7), "layer 'down': row_offsets: the last entry is 7, but there are 8 blocks"),
+        (edit("down.column_offsets", -1, 9), "layer 'down': column_offsets: the last entry is 9, but there are 8"),
+        (edit("down.order", 1, 0), "layer 'down': order: entry 1 is 0, expected "),
+        (
+            lambda t, m: m.update(layers=m["layers"].replace("[64, 128]", "[60, 128]")),
+            "layer 'down': blocks: block . holds a non-zero beyond the 60x128 weight",
+        ),
         (edit("mix.offsets", 1, 2**30), "layer 'mix'"),
         (edit("mix.bitmaps", 0, -1), "layer 'mix'"),
         (lambda t, m: t.pop("up.values"), "layer 'up'.*values is missing"),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from blocks import DTYPES, drawn, live_places
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ajour.formats import BlockMatrix
 from ajour.nn import BlockLinear
-from ajour.ops import BLOCK_LINEAR, gradients
-from ajour.ops.block_gradients import sampled_table
+from ajour.ops import BLOCK_LINEAR, BLOCK_SDDMM, gradients
+from ajour.ops.block_gradients import sampled_table, training_config
 from ajour.ops.functional import problem_of
 from ajour.ops.prepare import prepare
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import Block
+from ajour.terms.problem import Problem
 
 CANONICAL = [name for name, kernel in BLOCK_LINEAR.kernels.items() if kernel.packing == "canonical"]
 
@@ -100,3 +105,42 @@ def test_a_training_step_compiles_to_one_graph() -> None:
 def test_a_table_that_reads_no_canonical_form_cannot_train() -> None:
     with pytest.raises(KernelError, match=r"no kernel of .* reads the canonical form, which alone can be trained"):
         sampled_table("8x8 float32 block 4x4 | * aten 0:1")
+
+
+def test_a_layer_that_is_trained_on_a_gpu_names_a_configuration_for_each_product() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed", exc_type=ImportError)
+    problem = Problem("block_linear", Block(64, 128), 8192, 4096, 16384, "bfloat16", "cuda", (9, 0), 0.1)
+    kernel = BLOCK_LINEAR.kernel("triton_blocks")
+    config = training_config(kernel, problem)
+    turned = replace(problem, pattern=Block(128, 64), n=16384, k=4096)
+    sampled = BLOCK_SDDMM.kernel("triton_blocks")
+    assert config == " / ".join(each.configs(which)[0] for each, which in
+                                ((kernel, problem), (kernel, turned), (sampled, problem)))  # fmt: skip
+    _, table = sampled_table(f"4096x16384 bfloat16 block 64x128 | * triton_blocks 0:6 {config}")
+    assert table.endswith(f"* triton_blocks 0:5 {config.split(' / ')[2]}")
+    assert training_config(BLOCK_LINEAR.kernel("cpu_blocks"), replace(problem, device="cpu", capability=None)) == ""
+
+
+class Calls(TorchDispatchMode):
+    """The names of our ops in the order in which they were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "ajour":
+            self.names.append(func.name().removeprefix("ajour::"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_nobody_asks_for_is_not_computed() -> None:
+    layer = BlockLinear(drawn(Block(8, 8), 24, 40, torch.float32), trainable=True)
+    x = torch.randn(3, 40)
+    with Calls() as calls:
+        layer(x).sum().backward()
+    assert calls.names == ["block_linear", "block_sddmm"]
+    layer.requires_grad_(False)
+    with Calls() as calls:
+        layer(x.requires_grad_()).sum().backward()
+    assert calls.names == ["block_linear", "block_linear_t"]

@@ -22,10 +22,11 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from ajour.ops.block_linear import triton_kernel as linear  # noqa: E402
 from ajour.ops.block_linear.triton_configs import Config, configs, parse  # noqa: E402
+from ajour.ops.block_sddmm import triton_configs as sddmm_configs  # noqa: E402
 from ajour.ops.block_sddmm import triton_kernel as sddmm  # noqa: E402
 
 MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may have
-INDICES = ("offsets", "places", "order", "schedule", "row_offsets", "block_columns")
+INDICES = ("offsets", "places", "order", "schedule", "row_offsets", "block_columns", "block_rows")
 BLOCKS = (Block(16, 16), Block(32, 32), Block(64, 64), Block(128, 128), Block(128, 32))
 
 
@@ -94,13 +95,14 @@ def test_the_first_configuration_keeps_everything_in_registers(
         assert by_descriptor or "cp.async.ca" in ptx or "cp.async.cg" in ptx, "loads run ahead of the products"
 
 
-@pytest.mark.parametrize("pattern", [Block(32, 32), Block(64, 64), Block(128, 128)], ids=str)
-def test_every_configuration_for_many_rows_on_sm_90_keeps_everything_in_registers(
-    pattern: Block, tmp_path: Path
+@pytest.mark.parametrize("sm", [80, 90])
+@pytest.mark.parametrize("pattern", [Block(16, 16), Block(64, 64)], ids=str)
+def test_every_configuration_for_many_rows_keeps_everything_in_registers(
+    pattern: Block, sm: int, tmp_path: Path
 ) -> None:
-    for config in configs(problem(pattern, "bfloat16", 8192, 90)):
-        ptx = check(product(pattern, "bfloat16", parse(config), False, 90), "bfloat16", 90, 64, tmp_path)
-        assert ("cp.async.bulk.tensor" in ptx) == config.endswith("tma")
+    for config in map(parse, configs(problem(pattern, "bfloat16", 8192, sm))):
+        ptx = check(product(pattern, "bfloat16", config, False, sm), "bfloat16", sm, 64, tmp_path)
+        assert ("cp.async.bulk.tensor" in ptx) == config.tma
 
 
 def test_tf32_uses_the_tensor_cores_only_where_it_was_asked_for(tmp_path: Path) -> None:
@@ -112,14 +114,20 @@ def test_tf32_uses_the_tensor_cores_only_where_it_was_asked_for(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("sm", [80, 90])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("pattern", BLOCKS, ids=str)
-def test_sddmm_keeps_everything_in_registers(pattern: Block, dtype: str, sm: int, tmp_path: Path) -> None:
-    shape = sddmm.shape_of(pattern)
+@pytest.mark.parametrize(
+    ("pattern", "dtype"),
+    [*((each, "bfloat16") for each in BLOCKS), (BLOCKS[1], "float32")],
+    ids=str,
+)
+def test_every_configuration_of_sddmm_keeps_everything_in_registers(
+    pattern: Block, dtype: str, sm: int, tmp_path: Path
+) -> None:
     floats = SHORT[dtype]
-    fixed = {"ROWS": pattern.rows, "COLS": pattern.cols, "TILE_M": sddmm.TOKENS[4 if dtype == "float32" else 2]}
-    fixed |= {"TILE_N": shape.tile_n, "TOGETHER": shape.together, "SIDE": shape.side, "ADD": True}
-    binary = compiled(
-        sddmm.block_sddmm, floats, fixed, {"x": f"*{floats}"}, sm, num_warps=shape.warps, num_stages=3
-    )  # fmt: skip
-    check(binary, dtype, sm, 64, tmp_path)
+    found = [sddmm_configs.parse(text) for text in sddmm_configs.configs(problem(pattern, dtype, 8192, sm))]
+    for config in {(c.tokens, c.together, c.warps, c.stages): c for c in found}.values():  # shares change no code
+        fixed = {"ROWS": pattern.rows, "COLS": pattern.cols, "TILE_M": config.tokens, "TOGETHER": config.together}
+        fixed |= {"TILE_N": pattern.rows, "SIDE": pattern.cols, "ADD": True}
+        binary = compiled(
+            sddmm.block_sddmm, floats, fixed, {"x": f"*{floats}"}, sm, num_warps=config.warps, num_stages=config.stages
+        )  # fmt: skip
+        check(binary, dtype, sm, 64, tmp_path)

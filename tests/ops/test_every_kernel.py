@@ -21,7 +21,7 @@ from ajour.ops.library import LinearOp
 from ajour.ops.prepare import prepare, restore
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
 from ajour.terms.problem import ACTIVATIONS
-from pruned import Truth, bits, keep_mask, matrix_of, stored_places, truth
+from pruned import Truth, bits, keep_mask, stored_places, truth
 
 # all but the op that rounds x, whose truth is another: test_scaled_nm_linear.py
 LINEAR_OPS = {name: op for name, op in ops.LINEAR_OPS.items() if name != "scaled_nm_linear"}
@@ -68,6 +68,13 @@ WEIGHTS = {
         Weight(Unstructured(), 0.1, skew=True),
         Weight(Unstructured(), 0.1, edge="empty rows"),
         Weight(Unstructured(), 0.1, edge="full rows"),
+    ),
+    "split_linear": (
+        Weight(Unstructured(), 0.5),
+        Weight(Unstructured(), 0.0),
+        Weight(Unstructured(), 1.0),
+        Weight(Unstructured(), 0.3, skew=True),
+        Weight(Unstructured(), 0.6, edge="empty rows"),
     ),
     "dense_linear": (Weight(Dense()),),
 }
@@ -126,7 +133,7 @@ def cases(op: str, index: int, dtype: torch.dtype) -> list[tuple[SparseMatrix, l
             residual = torch.randn(*x.shape[:-1], n + 1).to(dtype)[..., :n] if turn % 4 == 0 else None
             activation = ACTIVATIONS[turn % len(ACTIVATIONS)]
             calls.append(Case(x, bias, residual, activation, truth(x, w, bias, residual, activation)))
-        found.append((matrix_of(w, weight.pattern), calls))
+        found.append((LINEAR_OPS[op].matrix.from_dense(w, weight.pattern), calls))
     return found
 
 
@@ -199,7 +206,7 @@ def test_every_kernel_takes_random_problems(name: str, kernel: str, refusals: Co
         torch.manual_seed(seed)
         m, n, k = sizes
         w, x = weight.draw(n, k, dtype), rows_of_x(m, k, dtype, layout)
-        matrix = matrix_of(w, weight.pattern)
+        matrix = op.matrix.from_dense(w, weight.pattern)
         if not accepted(op, kernel, matrix, m, activation, refusals):
             return
         bias = torch.randn(n).to(dtype) if extras[0] else None
@@ -229,7 +236,7 @@ def test_unpack_is_the_bit_exact_inverse_of_prepack(
     op = LINEAR_OPS[name]
     for weight in WEIGHTS[name]:
         for n, k in ((1, 1), (33, 100), (100, 31), (64, 160)):
-            matrix = matrix_of(special_values(weight.draw(n, k, dtype)), weight.pattern)
+            matrix = op.matrix.from_dense(special_values(weight.draw(n, k, dtype)), weight.pattern)
             if not accepted(op, kernel, matrix, 16, "none", refusals):
                 continue
             for config, packed, table in each_config(op, kernel, matrix, 16):
@@ -250,7 +257,7 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(
     op = LINEAR_OPS[name]
     for index, weight in enumerate(WEIGHTS[name]):
         for m, n, k in ((1, 33, 100), (5, 64, 31), (19, 40, 64)):
-            matrix = matrix_of(weight.draw(n, k, dtype), weight.pattern)
+            matrix = op.matrix.from_dense(weight.draw(n, k, dtype), weight.pattern)
             if not accepted(op, kernel, matrix, m, "none", refusals):
                 continue
             x = torch.randn(m, k).to(dtype)
@@ -273,7 +280,7 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(
 @pytest.mark.parametrize("name", LINEAR_OPS)
 def test_one_table_serves_several_kernels_by_rows(name: str) -> None:
     op, weight = LINEAR_OPS[name], WEIGHTS[name][0]
-    matrix = matrix_of(weight.draw(33, 64, torch.float32), weight.pattern)
+    matrix = op.matrix.from_dense(weight.draw(33, 64, torch.float32), weight.pattern)
     takes = [kernel for kernel, record in op.kernels.items() if record.why_not(problem_of(matrix, 8)) is None]
     choices = [
         (8 * (i + 1), kernel, op.kernel(kernel).configs(problem_of(matrix, 8))[0]) for i, kernel in enumerate(takes)

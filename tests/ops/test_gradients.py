@@ -14,9 +14,18 @@ from ajour.ops.prepare import prepare
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
 from ajour.terms.problem import ACTIVATIONS
-from pruned import activate, keep_mask, matrix_of
+from pruned import Split, activate, keep_mask, matrix_of
 
-PATTERNS: tuple[Pattern, ...] = (NM(2, 4), NM(3, 5), NM(7, 32), Block(4, 3), Block(16, 16), Unstructured(), Dense())
+PATTERNS: tuple[Pattern, ...] = (
+    NM(2, 4),
+    NM(3, 5),
+    NM(7, 32),
+    Block(4, 3),
+    Block(16, 16),
+    Unstructured(),
+    Split(),
+    Dense(),
+)
 
 
 def drawn(pattern: Pattern, n: int, k: int, dtype: torch.dtype = torch.float64) -> SparseMatrix:

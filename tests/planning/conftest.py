@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 
 
 @pytest.fixture
-def add_kernel(monkeypatch: pytest.MonkeyPatch) -> AddKernel:
+def add_kernel(only_told_kernels: None) -> AddKernel:
     """add(op, name, spoil=..., why_not=..., packing=...): a kernel beside the op's own, right unless spoiled."""
 
     def add(
@@ -42,15 +42,20 @@ def add_kernel(monkeypatch: pytest.MonkeyPatch) -> AddKernel:
             return spoil(reference.run(*args))
 
         kernel: Kernel = replace(reference, name=name, run=run, **changes)
-        monkeypatch.setitem(op.kernels, name, kernel)
+        op.kernels[name] = kernel  # only_told_kernels takes it out again
 
     return add
 
 
 @pytest.fixture(autouse=True)
-def only_told_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def only_told_kernels() -> Iterator[None]:
     """Of each op's own kernels the dense ones and the reference; what else takes a problem is this test's business."""
-    for op in (NM_LINEAR, BLOCK_LINEAR, BITMAP_LINEAR):
-        for name in list(op.kernels):
-            if name not in ("aten", "onednn", "reference"):
-                monkeypatch.delitem(op.kernels, name)
+    ops = (NM_LINEAR, BLOCK_LINEAR, BITMAP_LINEAR)
+    tables = [dict(op.kernels) for op in ops]
+    for op in ops:
+        for name in set(op.kernels) - {"aten", "onednn", "reference"}:
+            del op.kernels[name]
+    yield
+    for op, table in zip(ops, tables, strict=True):  # in the tables' order, which says what is taken first
+        op.kernels.clear()
+        op.kernels.update(table)

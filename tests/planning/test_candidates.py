@@ -101,6 +101,33 @@ def test_a_weight_with_hardly_a_zero_is_not_tried_unless_at_any_price() -> None:
     assert [form.pattern for form in forms(found, at_any_price=True)[0]] == [Unstructured()]
 
 
+def _scattered(density: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (torch.randn(128, 128) * (torch.rand(128, 128) < density)).to(dtype)
+
+
+def _split(w: Tensor, device: str = "cpu", formats: Sequence[Pattern] | None = None) -> bool:
+    return Form(Unstructured(), split=True) in forms(detect(w), formats, device=device)[0]
+
+
+def test_a_split_is_tried_where_its_bytes_and_values_let_it_win() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert _split(_scattered(0.5, dtype))
+        assert _split(_scattered(0.3, dtype), formats=[Unstructured()])
+        assert not _split(_scattered(0.1, dtype)), "the 2:4 part alone stores five times the non-zeros"
+        assert not _split(_scattered(0.95, dtype)), "it needs no fewer bytes than dense"
+    assert _split(_scattered(0.7))
+    assert not _split(_scattered(0.7, torch.bfloat16))
+    assert not _split(_scattered(0.5), device="cuda"), "no kernel of it runs there"
+    assert not _split(_two_of_four(), formats=[Unstructured()]), "nothing would be left over"
+
+
+def test_a_split_is_timed_for_a_few_rows_alone() -> None:
+    form = Form(Unstructured(), split=True)
+    (only,), refused = candidates(form, detect(_scattered(0.5)), (1, 2, 4, 32, 64, 512), "cpu", None, False)
+    assert (form.op.name, only.kernel, only.rows, refused) == ("split_linear", "cpu", (4, 32), [])
+    assert str(form) == "unstructured, split"
+
+
 def test_forced_formats_are_tried_and_no_others() -> None:
     w = _two_of_four()
     assert _patterns(w, [Unstructured(), NM(4, 8), Dense()]) == [Unstructured(), NM(4, 8)]

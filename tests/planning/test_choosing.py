@@ -115,6 +115,14 @@ def test_without_room_the_form_with_the_smaller_sum_serves_all_rows() -> None:
     assert _kernels(decide(times, BYTES, 0.05, 1.2)) == [(1, "few", ""), (None, "many", "")]
 
 
+def test_configurations_of_one_packed_form_count_once() -> None:
+    few = _timed({1: 10, 64: 90}, "cuda_decode", "c2 s4", "nm_slabs", 600)
+    many = _timed({1: 40, 64: 20}, "cuda_decode", "c1 s8", "nm_slabs", 600)
+    found = decide(_times({1: 100, 64: 100}, None, few, many), BYTES, 0.05, 1.0)
+    assert found.nbytes == 600
+    assert _kernels(found) == [(1, "cuda_decode", "c2 s4"), (None, "cuda_decode", "c1 s8")]
+
+
 def test_kernels_of_one_packing_count_once() -> None:
     few = _timed({1: 10, 512: 900}, "few", nbytes=600)
     many = _timed({1: 40, 512: 200}, "many", nbytes=600)

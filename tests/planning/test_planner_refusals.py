@@ -60,7 +60,8 @@ def test_packing_that_fails_is_out_and_recorded(clock: FakeClock, add_kernel: Ad
 def test_refusals_are_recorded(clock: FakeClock, add_kernel: AddKernel) -> None:
     add_kernel(NM_LINEAR, "gpu", why_not=lambda problem: f"runs on cuda, this layer is on {problem.device}")
     made = quiet(two_of_four_model(64, 32), torch.randn(3, 64))
-    assert "0: 2:4, gpu: runs on cuda, this layer is on cpu" in made.notes
+    assert "0: 2:4, gpu: runs on cuda, this layer is on cpu" in made.untried
+    assert not made.notes
     assert made.choices[0].reason == "2:4, gpu: runs on cuda, this layer is on cpu"
 
 

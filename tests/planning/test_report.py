@@ -78,7 +78,7 @@ def test_a_better_dense_is_no_gain_from_sparsity() -> None:
         "Plan for A CPU (AVX512, 2 threads, torch 2.13.0)",
         "not sparse: cpu is slower at 16 rows: 0.97x of dense (onednn), the margin is 1.05x",
         "kept: LSTM runs its weight_ih_l0 inside one fused call",
-        "all 15 layers: 13 become sparse, 1 stay dense on a better kernel; weights 10 MB → 4.61 MB",
+        "all 15 layers: 13 become sparse, 1 stays dense on a better kernel; weights 10 MB → 4.61 MB",
         "Sparse is taken where it gains 5%; resident bytes are capped at 1.6x of dense.",
         "10 layers carry the times of a twin",
         "Not measured: 17-255 rows; there the choice for the larger number holds.",
@@ -101,8 +101,28 @@ def test_a_disturbed_measurement_is_said() -> None:
 
 
 def test_a_plan_without_layers_or_zeros_can_be_printed() -> None:
-    assert "all 0 layers: 0 become sparse" in text(Plan((), DEVICE))
-    assert "taken wherever a pattern fits" in str(Plan((KEPT,), DEVICE, None))
+    assert "converts linear layers, and this model has none." in text(Plan((), DEVICE), 200)
+    kept = text(Plan((KEPT,), DEVICE, None), 200)
+    assert "this model has none that it could take (1 weight of other kinds).\n" in kept
+    assert "all 1 layer: none becomes sparse\n" in kept
+    assert "taken wherever a pattern fits" in kept
+    assert "µs of one call" not in kept
+
+
+def test_a_model_without_zeros_is_told_to_be_pruned_first() -> None:
+    full = replace(DENSE, pattern=Dense(), density=1.0)
+    assert "Nothing to gain yet: 2 linear layers without a single zero. Prune the model first" in text(
+        Plan((full, replace(full, layer="other")), DEVICE), 200
+    )
+    assert "Nothing to gain" not in text(PLAN)
+
+
+def test_what_was_never_timed_is_counted_and_not_listed() -> None:
+    untried = ("head: 2:4, triton: runs on CUDA", "mlp: 2:4, triton: runs on CUDA", "mlp: 1:4: it was not tried")
+    page = text(replace(PLAN, untried=untried), 200)
+    assert "Not timed: 2 other ways to run these layers, most of them for other devices (--json says why)." in page
+    assert "triton" not in page
+    assert "Not timed" not in text(PLAN)
 
 
 def test_print_shows_the_page() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 import ajour
 from ajour.planning.timing import cpu_timer
-from ajour.roofline import limiting
+from ajour.roofline import SizeLimits, limiting
 from ajour.roofline.facts import DEVICES, DeviceFacts, named
 from ajour.roofline.formula import Limits
 from ajour.roofline.measured import measured
@@ -105,6 +105,24 @@ def test_the_sentence_names_what_helps_and_what_does_not() -> None:
     assert few.startswith("At 8 rows, at most: 2:4 1.77x, unstructured 80 % 3.78x")
     assert "No gain from" not in few
     assert "No gain from unstructured 80 %, int4 dense." in many
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        (
+            {"2:4": 1.0, "block 64x64 80 %": 3.9, "fp8 dense": None, "int4 dense": 1.01},
+            "At 2048 rows only block 64x64 80 % 3.90x helps, at most; no gain from 2:4, int4 dense.",
+        ),
+        (
+            {"2:4": 1.04, "int4 dense": 0.9},
+            "At 2048 rows nothing helps: the best of 2:4, int4 dense brings under 1.05x.",
+        ),
+        ({"2:4": 1.5}, "At 2048 rows, at most: 2:4 1.50x."),
+    ],
+)
+def test_what_alone_helps_is_said_so(gains: dict[str, float | None], said: str) -> None:
+    assert SizeLimits(2048, 100.0, gains, ()).sentence() == said
 
 
 def test_the_page_says_aloud_what_runs_at_which_rate_and_whose_figures_they_are() -> None:

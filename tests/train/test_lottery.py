@@ -97,6 +97,54 @@ def test_a_run_equals_the_slow_loop_and_the_rest_stays_bit_for_bit(storage: str)
     assert moved == 20
 
 
+def test_rounds_equal_the_slow_iterations_and_choose_further_entries_each() -> None:
+    x, y = torch.randn(32, 6), torch.randn(32, 3)
+    net = model()
+    slow = copy.deepcopy(net)
+    start = train.snapshot(net)
+    masks = None
+    for count in (12, 9):
+        before = train.snapshot(net)
+        _descend(net, x, y, torch.optim.SGD(net.parameters(), lr=0.1))
+        masks = train.most_changed(net, before, count, masks)
+        changes = train.rewind(net, before)
+        _descend(net, x, y, train.MaskedSGD(list(changes.items()), masks, lr=0.1))
+        train.finish(net)
+
+    chosen = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in slow.named_parameters()}
+    for count in (12, 9):
+        before = {name: p.detach().clone() for name, p in slow.named_parameters()}
+        _descend(slow, x, y, torch.optim.SGD(slow.parameters(), lr=0.1))
+        after = {name: torch.where(chosen[name], before[name], p.detach()) for name, p in slow.named_parameters()}
+        further = slow_masks(before, after, count)
+        chosen = {name: chosen[name] | further[name] for name in chosen}
+        with torch.no_grad():
+            for name, p in slow.named_parameters():
+                p.copy_(before[name])
+        _descend(slow, x, y, torch.optim.SGD(slow.parameters(), lr=0.1), chosen)
+
+    assert sum(mask.kept for mask in masks.values()) == 21
+    for name, p in net.named_parameters():
+        assert torch.equal(masks[name].dense(), chosen[name]), name
+        assert torch.equal(bits(p.detach())[~chosen[name]], bits(start[name])[~chosen[name]]), name
+        assert torch.allclose(p, slow.get_parameter(name), rtol=1e-4, atol=1e-6)
+    with pytest.raises(PatternError, match="count=63 is not within the 62 entries of 4 parameters that are left"):
+        train.most_changed(net, start, 63, masks)
+    with pytest.raises(PatternError, match=r"'0.weight': its mask is \(2,\), the parameter \(8, 6\)"):
+        train.most_changed(net, start, 1, {"0.weight": train.Mask.from_dense(torch.ones(2))})
+
+
+def _descend(
+    net: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, kept: dict[str, Tensor] | None = None
+) -> None:
+    for _ in range(15):
+        optimizer.zero_grad()
+        (net(x) - y).square().mean().backward()
+        for name, p in net.named_parameters() if kept else ():
+            p.grad *= kept[name]
+        optimizer.step()
+
+
 def test_finish_leaves_plain_parameters() -> None:
     net = model()
     train.rewind(net, train.snapshot(net))
@@ -108,7 +156,7 @@ def test_finish_leaves_plain_parameters() -> None:
 def test_counts_and_names_that_don_t_fit_are_refused() -> None:
     net = model()
     before = train.snapshot(net)
-    with pytest.raises(PatternError, match="count=84 is not within the 83 entries of 4 parameters"):
+    with pytest.raises(PatternError, match="count=84 is not within the 83 entries of 4 parameters that are left"):
         train.most_changed(net, before, 84)
     with pytest.raises(ConversionError, match=r"'1.weight' is no parameter"):
         train.rewind(net, {"1.weight": torch.zeros(2)})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import ajour
+from ajour.planning.timing import Side, Timing
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
-from ajour.train.linear import MaskedLinear, block_weight_gradient, mask_linears
+from ajour.train.linear import MaskedLinear, mask_linears
 from ajour.train.masks import Masks
 from pruned import bits, keep_mask, truth
 
@@ -37,10 +41,11 @@ def test_every_gradient_is_that_of_a_masked_dense_layer(pattern: Pattern, shape:
     same_x, bias = x.detach().clone().requires_grad_(), masked.bias.detach().clone().requires_grad_()
     expected = functional.linear(same_x, w * keep, bias)
     expected.backward(dy)
-    assert torch.equal(y, expected)
-    assert torch.equal(x.grad, same_x.grad)
-    assert torch.allclose(masked.bias.grad, bias.grad, rtol=1e-5, atol=1e-5)
     rows, columns = dy.view(-1, n), x.detach().view(-1, k)
+    kept_w = masked.weight.detach()
+    truth(columns, kept_w, masked.bias.detach(), None, "none").check(y.detach().view(-1, n), "y")
+    truth(rows, kept_w.T.contiguous(), None, None, "none").check(x.grad.view(-1, k), "dx")
+    assert torch.allclose(masked.bias.grad, bias.grad, rtol=1e-5, atol=1e-5)
     truth(rows.T.contiguous(), columns.T.contiguous(), None, None, "none").check(
         torch.where(keep, masked.weight.grad, rows.T @ columns), "dw"
     )
@@ -48,16 +53,90 @@ def test_every_gradient_is_that_of_a_masked_dense_layer(pattern: Pattern, shape:
     assert not outside.any(), "outside the mask is not +0.0"
 
 
-def test_a_block_gradient_is_a_plain_loop_over_its_blocks() -> None:
-    pattern, n, k = Block(4, 8), 10, 20
-    live = torch.tensor([[True, False, True], [False, False, False], [False, True, True]])
-    dy, x = torch.randn(6, n, dtype=torch.float64), torch.randn(6, k, dtype=torch.float64)
-    expected = torch.zeros(n, k, dtype=torch.float64)
-    for i in range(n):
-        for j in range(k):
-            if live[i // 4, j // 8]:
-                expected[i, j] = sum(float(dy[row, i] * x[row, j]) for row in range(6))
-    assert torch.allclose(block_weight_gradient(dy, x, live, pattern), expected, rtol=1e-13, atol=1e-13)
+@pytest.mark.parametrize("pattern", BLOCKS, ids=str)
+def test_live_blocks_leave_a_weight_and_come_back_to_their_places(pattern: Block) -> None:
+    for n, k in SHAPES:
+        masked, keep = layer(pattern, n, k)
+        products = masked._block_products()
+        w = torch.randn(n, k)
+        blocks = products.take(w)
+        assert blocks.shape[1:] == (pattern.rows, pattern.cols)
+        assert torch.equal(bits(products.place(blocks)), bits(torch.where(keep, w, 0.0)))
+
+
+def test_both_products_have_the_same_derivatives_of_any_order() -> None:
+    torch.manual_seed(3)
+    masked, keep = layer(Block(4, 4), 8, 12, torch.float64)
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    w = masked.weight.detach().clone().requires_grad_()
+    run = masked._block_products().linear
+    assert torch.autograd.gradcheck(lambda x, w: run(x, torch.where(keep, w, 0.0), None), (x, w))
+    assert torch.autograd.gradgradcheck(lambda x, w: run(x, torch.where(keep, w, 0.0), None), (x, w))
+
+
+def test_products_are_chosen_before_and_said() -> None:
+    pattern = Block(8, 8)
+    masked, keep = layer(pattern, 32, 64)
+    assert (masked.products, layer(Unstructured(), 32, 64)[0].products) == ("blocks", "dense")
+    assert "products=blocks" in repr(masked)
+    linear = nn.Linear(64, 32)
+    with torch.no_grad():
+        linear.weight.copy_(masked.weight)
+        linear.bias.copy_(masked.bias)
+    dense = MaskedLinear(linear, keep, pattern, products="dense")
+    x, dy = torch.randn(5, 64), torch.randn(5, 32)
+    for each in (masked, dense):
+        each(x).backward(dy)
+        assert not bits(each.weight.grad)[~keep].any()
+    truth(dy.T.contiguous(), x.T.contiguous(), None, None, "none").check(
+        torch.where(keep, dense.weight.grad, dy.T @ x), "dw"
+    )
+    assert torch.allclose(masked.weight.grad, dense.weight.grad, rtol=1e-4, atol=1e-5)
+    with pytest.raises(PatternError, match=r"products='blocks' with unstructured: expected 'dense'"):
+        MaskedLinear(nn.Linear(8, 8), None, Unstructured(), products="blocks")
+    with pytest.raises(PatternError, match=r"products='fast'"):
+        MaskedLinear(nn.Linear(8, 8), None, pattern, products="fast")
+
+
+def test_measured_products_leave_gradients_and_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dense, blocks, chosen in ((9.0, 5.0, "blocks"), (5.0, 9.0, "dense"), (9.0, 8.9, "dense")):
+        timings = [Timing(us, us - 0.2, us + 0.2) for us in (dense, blocks)]
+
+        def measured(sides: list[Side], timer: object, found: list[Timing] = timings) -> list[Timing]:
+            for side in sides:
+                side.calls[0]()
+            return found
+
+        monkeypatch.setattr("ajour.train.linear.measure", measured)
+        model = nn.Sequential(nn.Linear(16, 24))
+        masks = Masks.from_pattern(model, Block(8, 8), 0.4)
+        assert mask_linears(model, masks, Block(8, 8), rows=4)[0].products == chosen
+        assert model[0].weight.grad is None
+
+
+def test_products_follow_the_mask_wherever_it_comes_from(tmp_path: Path) -> None:
+    pattern = Block(8, 8)
+    first, keep = layer(pattern, 16, 32)
+    x = torch.randn(3, 32)
+    first(x)
+    second, other = layer(pattern, 16, 32)
+    assert not torch.equal(keep, other)
+    for load in ("state_dict", "file", "mask"):
+        target, _ = layer(pattern, 16, 32)
+        target(x)
+        if load == "state_dict":
+            target.load_state_dict(second.state_dict())
+        elif load == "file":
+            ajour.save(nn.Sequential(second), tmp_path / "model.safetensors")
+            ajour.load(tmp_path / "model.safetensors", nn.Sequential(target))
+        else:
+            target.set_mask(second.mask)
+            with torch.no_grad():
+                target.weight.copy_(second.weight)
+                target.bias.copy_(second.bias)
+        assert torch.equal(target(x), second(x)), load
+        assert target.mask == second.mask
+    assert second.double()(x.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("pattern", [Block(8, 8), Unstructured()], ids=str)
@@ -144,7 +223,6 @@ def test_the_state_carries_the_mask_and_refuses_weights_outside_it() -> None:
     state = saved.state_dict()
     fresh.load_state_dict(state)
     assert torch.equal(fresh.mask.dense(), keep)
-    assert torch.equal(fresh.live, saved.live)
     assert torch.equal(bits(fresh.weight.detach()), bits(saved.weight.detach()))
 
     wrong = dict(state, weight=torch.ones(16, 16))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
@@ -187,6 +189,44 @@ def test_a_file_holds_one_bit_for_each_weight(tmp_path: Path) -> None:
     assert Masks.from_state_dict(masks.state_dict()) == masks
     with pytest.raises(PatternError, match=r"'0.weight', which is no parameter of this Linear"):
         Masks.load(path, nn.Linear(3, 3))
+
+
+def test_masks_are_saved_with_the_model_and_loaded_with_it(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 8))
+    masks = Masks.from_pattern(model, Unstructured(), 0.3).apply_(model)
+    plain, path = tmp_path / "plain.safetensors", tmp_path / "model.safetensors"
+    ajour.save(model, plain)
+    ajour.save(model, path, masks=masks)
+    bits = sum(mask.bits.nbytes for mask in masks.values())
+    assert path.stat().st_size - plain.stat().st_size < bits + 400, "one bit for each weight, and a header"
+    fresh = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 8))
+    ajour.load(path, fresh)
+    assert Masks.load(path, fresh) == masks
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
+    with pytest.raises(FileError, match=r"holds no masks of version 1; write them with Masks.save or ajour.save"):
+        Masks.load(plain)
+    with pytest.raises(PatternError, match=r"a mask is for '0.weight', which is no parameter of this ReLU"):
+        Masks.load(path, nn.ReLU())
+    with pytest.raises(PatternError, match=r"'0.weight': its mask is \(24, 40\), the parameter \(40, 24\)"):
+        ajour.save(nn.Sequential(nn.Linear(24, 40)), plain, masks={"0.weight": masks["0.weight"]})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "match"),
+    [
+        ('{"1.weight": [2]}', "does not hold the mask of '1.weight'"),
+        ('{"0.weight": "x"}', "the mask of '0.weight' should have a shape"),
+        ("[]", "the metadata 'masks' should be a dict"),
+    ],
+)
+def test_a_model_s_file_with_damaged_masks_is_refused(tmp_path: Path, shapes: str, match: str) -> None:
+    model, path = nn.Sequential(nn.Linear(8, 8)), tmp_path / "model.safetensors"
+    ajour.save(model, path, masks=Masks.from_pattern(model, Unstructured(), 0.5))
+    with safetensors.safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, path, about | {"masks": shapes})
+    with pytest.raises(FileError, match=match):
+        ajour.load(path, model)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

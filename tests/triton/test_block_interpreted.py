@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ajour.formats import BlockMatrix
 from ajour.ops.block_linear import triton_kernel
-from ajour.ops.block_linear.scheduled import PACKING
-from ajour.ops.block_linear.triton_configs import configs
+from ajour.ops.block_linear.scheduled import PACKING, remembered_order
+from ajour.ops.block_linear.triton_configs import configs, no_descriptors
 from ajour.ops.block_sddmm import triton_kernel as sddmm
+from ajour.terms.errors import KernelError
 from ajour.terms.pattern import Block
 from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry, parse_row_table
@@ -62,7 +63,8 @@ def test_the_transpose_is_within_the_error_rule(pattern: Block, dtype: torch.dty
         matrix = drawn(pattern, n, k, dtype)
         dy = torch.randn(2 * m, n).to(dtype)[::2]
         expected = truth(dy, matrix.to_dense().T.contiguous(), None, None, "none")
-        for config in ("", "m16 n16 k64 w4 s2 tma", "m32 n32 k16 w4 s2"):
+        described = no_descriptors(pattern, (n,), dy.element_size(), (9, 0)) is None
+        for config in ("", "m16 n16 k64 w4 s2" + " tma" * described, "m32 n32 k16 w4 s2"):
             expected.check(product(dy, matrix, config, True), f"{pattern} {m}x{n}x{k} {config}")
 
 
@@ -88,8 +90,8 @@ def test_descriptors_take_x_wherever_it_lies() -> None:
         expected.check(product(x, matrix, "m16 n32 k32 w4 s2 tma", False), str(x.stride()))
 
 
-def sampled(dy: Tensor, x: Tensor, matrix: BlockMatrix, gradient: Tensor, accumulate: bool) -> Tensor:
-    sddmm.run(gradient, dy, x, list(matrix.tensors().values())[1:], accumulate, entry_of(matrix))
+def sampled(dy: Tensor, x: Tensor, matrix: BlockMatrix, gradient: Tensor, accumulate: bool, config: str = "") -> Tensor:
+    sddmm.run(gradient, dy, x, list(matrix.tensors().values())[1:], accumulate, entry_of(matrix, config))
     return BlockMatrix({**matrix.tensors(), "blocks": gradient}, matrix.pattern, matrix.shape).to_dense()
 
 
@@ -108,6 +110,52 @@ def test_sddmm_is_within_the_error_rule_fresh_and_added(pattern: Block, dtype: t
             gradient = before.clone() if accumulate else torch.full_like(before, float("nan"))
             expected.check(sampled(dy, x, matrix, gradient, accumulate), f"{pattern} m={m} {accumulate}")
             BlockMatrix({**matrix.tensors(), "blocks": gradient}, pattern, (n, k)).validate()  # zeros beyond it
+
+
+@pytest.mark.parametrize("pattern", [Block(16, 16), Block(64, 32), Block(48, 17)], ids=str)
+def test_every_configuration_of_sddmm_is_within_the_error_rule(pattern: Block) -> None:
+    matrix = drawn(pattern, 130, 200, torch.float32)
+    ones = BlockMatrix({**matrix.tensors(), "blocks": torch.ones_like(matrix.values)}, pattern, (130, 200)).to_dense()
+    dy, x = torch.randn(70, 130), torch.randn(70, 200)
+    expected = truth(dy.T.contiguous(), x.T.contiguous(), None, None, "none")
+    expected.y = expected.y * ones
+    problem = Problem("block_sddmm", pattern, 512, 130, 200, "float32", "cuda", (9, 0), 0.5)
+    for config in sddmm.configs(problem):
+        gradient = torch.full_like(matrix.values, float("nan"))
+        expected.check(sampled(dy, x, matrix, gradient, False, config), f"{pattern} {config}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n", "k", "message"),
+    [(Block(32, 48), 64, 96, "sides are powers of two"), (Block(32, 32), 64, 66, "rows of a multiple of 16 bytes")],
+)
+def test_descriptors_that_do_not_fit_are_refused(pattern: Block, n: int, k: int, message: str) -> None:
+    matrix = drawn(pattern, n, k, torch.float32)
+    with pytest.raises(KernelError, match=message):
+        product(torch.randn(20, k), matrix, "m16 n32 k32 w4 s2 tma", False)
+    for dtype in ("bfloat16", "float16"):
+        problem = Problem("block_linear", pattern, 512, n, k, dtype, "cuda", (9, 0))
+        assert not any("tma" in config for config in configs(problem))
+
+
+def test_each_product_runs_its_own_configuration() -> None:
+    matrix = drawn(Block(32, 64), 96, 128, torch.float32)
+    x, dy = torch.randn(20, 128), torch.randn(20, 96)
+    both = "m16 n32 k64 w4 s2 tma / m32 n64 k32 w4 s2 / t32 g1 w4 s2 p2"
+    alone = product(x, matrix, "m16 n32 k64 w4 s2 tma", False), product(dy, matrix, "m32 n64 k32 w4 s2", True)
+    assert torch.equal(bits(product(x, matrix, both, False)), bits(alone[0]))
+    assert torch.equal(bits(product(dy, matrix, both, True)), bits(alone[1]))
+    with pytest.raises(KernelError, match="is no Triton tile"):
+        product(dy, matrix, "m16 n32 k64 w4 s2 / t32 g1 w4 s2 p2", True)
+
+
+def test_the_order_of_block_rows_is_sorted_once_and_again_when_they_change() -> None:
+    offsets = torch.tensor([0, 1, 4, 6], dtype=torch.int32)
+    first = remembered_order(offsets)
+    assert first.tolist() == [1, 2, 0]
+    assert remembered_order(offsets) is first
+    offsets.copy_(torch.tensor([0, 3, 4, 6], dtype=torch.int32))
+    assert remembered_order(offsets).tolist() == [0, 2, 1]
 
 
 def test_sddmm_adds_bfloat16_products_to_a_float_gradient() -> None:

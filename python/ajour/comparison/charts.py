@@ -30,7 +30,7 @@ VARIABLES |= {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 def check_matplotlib() -> None:
     """Raises MachineError where charts can't be drawn; said before anything is measured."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise MachineError("a page with charts needs matplotlib; install it with: pip install 'ajour[plots]'")
+        raise MachineError("a page with charts needs matplotlib; install it with: pip install matplotlib")
     if failure := import_failure("matplotlib.figure"):
         raise MachineError(
             f"a page with charts needs matplotlib, and the one here is broken ({failure}); "

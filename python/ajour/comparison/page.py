@@ -9,12 +9,13 @@ from itertools import count
 from pathlib import Path
 
 from ajour.comparison.charts import MARK, bars, check_matplotlib, stacks
+from ajour.comparison.document import document, table, tile_list
+from ajour.comparison.layer_table import layer_table
 from ajour.comparison.report import REST, Comparison, Size, memory_line, milliseconds, verified_line
 from ajour.comparison.sides import CONVERTED, LABELS, STOCK
-from ajour.planning.plan import Choice
+from ajour.planning.report import nothing_to_gain
 from ajour.planning.timing import Timing
 
-CSS = Path(__file__).with_name("page.css")
 PARTS = ("a", "b", "c", "d")  # colours of the groups that take most of the time
 OTHERS = "other linear layers"
 MEASURING = (
@@ -49,17 +50,13 @@ def page(title: str, intro: str, comparisons: Sequence[Comparison]) -> str:
         "\n".join(parts),
         flags=re.DOTALL,
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS.read_text(encoding='utf-8')}</style></head>\n<body>"
-        + body
-        + "</body></html>\n"
-    )
+    return document(title, body)
 
 
 def _section(comparison: Comparison) -> Iterator[str]:
     yield f"<h2>{escape(comparison.name or 'The model')}</h2>"
+    if nothing := nothing_to_gain(comparison.plan):
+        yield f"<p>{escape(nothing)}</p>"
     yield _tiles(comparison)
     first, _, more = verified_line(comparison).partition(": ")
     yield f'<p><span class="{"good" if comparison.ok else "bad"}">{escape(first)}</span>: {escape(more)}</p>'
@@ -69,9 +66,13 @@ def _section(comparison: Comparison) -> Iterator[str]:
     yield _latency_table(comparison)
     yield "<h3>Where the time goes</h3>"
     groups = _heaviest(comparison)
+    drawn = {size.label: _where(size, groups) for size in comparison.sizes}
+    seen = {part for rows in drawn.values() for _, parts in rows for part, ms in parts.items() if ms > 0}
+    groups = {part: colour for part, colour in groups.items() if part in seen}
     yield _legend(groups)
-    yield _charts((f"{size.label}", _where(size, groups)) for size in comparison.sizes)
-    yield _layers(comparison)
+    yield _charts((label, stacks(rows, groups, "ms")) for label, rows in drawn.items())
+    choices = comparison.plan.choices
+    yield f"<details><summary>All {len(choices)} layers and their choices</summary>{layer_table(choices)}</details>"
 
 
 def _tiles(comparison: Comparison) -> str:
@@ -82,8 +83,7 @@ def _tiles(comparison: Comparison) -> str:
     ]
     held = comparison.resident
     tiles.append((f"{held[CONVERTED] / held[STOCK]:.0%}" if held[STOCK] else "-", "of the dense model's memory"))
-    items = "".join(f"<li><b>{escape(value)}</b><span>{escape(text)}</span></li>" for value, text in tiles)
-    return f'<ul class="tiles">{items}</ul><p class="soft">{escape(memory_line(comparison))}</p>'
+    return f'{tile_list(tiles)}<p class="soft">{escape(memory_line(comparison))}</p>'
 
 
 def _charts(drawn: Iterator[tuple[str, str]]) -> str:
@@ -104,7 +104,7 @@ def _latency_table(comparison: Comparison) -> str:
          comparison.gain(size, STOCK)]
         for size in comparison.sizes
     ]  # fmt: skip
-    return _table(head, [[escape(cell) for cell in row] for row in rows])
+    return table(head, [[escape(cell) for cell in row] for row in rows])
 
 
 def _heaviest(comparison: Comparison) -> dict[str, str]:
@@ -118,14 +118,15 @@ def _heaviest(comparison: Comparison) -> dict[str, str]:
     return {**dict(zip(heavy, PARTS, strict=False)), **others, REST: "rest"}
 
 
-def _where(size: Size, groups: dict[str, str]) -> str:
+def _where(size: Size, groups: dict[str, str]) -> list[tuple[str, dict[str, float]]]:
+    """For each side its parts of the time in ms, by group."""
     rows = []
     for side in size.where:
         found = {group: us / 1e3 for group, us in size.groups(side).items()}
         shown = {group: found.get(group, 0.0) for group in groups}
         shown[OTHERS] = sum(us for group, us in found.items() if group not in groups)
         rows.append((LABELS[side], shown))
-    return stacks(rows, groups, "ms")
+    return rows
 
 
 def _legend(groups: dict[str, str]) -> str:
@@ -133,51 +134,3 @@ def _legend(groups: dict[str, str]) -> str:
         f'<li><i style="background:var(--{colour})"></i>{escape(name)}</li>' for name, colour in groups.items()
     )
     return f'<ul class="legend">{items}</ul>'
-
-
-def _layers(comparison: Comparison) -> str:
-    """Every layer of the plan by name, with what was chosen and why."""
-    head = ["layer", "shape", "pattern", "kept", "choice", "dense → planned, µs", "weight, kB", "why"]
-    body = _table(head, [_layer(choice) for choice in comparison.plan.choices], why=True)
-    return f"<details><summary>All {len(comparison.plan.choices)} layers and their choices</summary>{body}</details>"
-
-
-def _layer(choice: Choice) -> list[str]:
-    times = "<br>".join(
-        f"{m.dense_us:,.0f} → {choice.chosen_us(m):,.0f} <small>at {m.rows} row{'s' if m.rows > 1 else ''}</small>"
-        for m in choice.measurements
-    )
-    chosen = "<br>".join(
-        f"{escape(f'{entry.kernel} {entry.config}'.strip())} <small>{_until(entry.limit, len(choice.kernels))}</small>"
-        for entry in choice.kernels
-    )
-    kept = "" if choice.density is None else f"{choice.density:.0%}"
-    return [
-        escape(choice.layer or "(the model)"), "x".join(map(str, choice.shape)), escape(str(choice.pattern or "")),
-        kept, chosen or "as it is", times, f"{choice.dense_bytes / 1e3:,.0f} → {choice.sparse_bytes / 1e3:,.0f}",
-        escape(choice.reason),
-    ]  # fmt: skip
-
-
-def _until(limit: int | None, entries: int) -> str:
-    if limit is None:
-        return "above" if entries > 1 else ""
-    return f"to {limit} row{'s' if limit > 1 else ''}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], why: bool = False) -> str:
-    """Cells are HTML. The last column is prose if `why`. Scrolls in its own box on a narrow screen."""
-    first = "".join(_head(cell, why and place == len(head) - 1) for place, cell in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(_cell(cell, why and place == len(head) - 1) for place, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _head(cell: str, prose: bool) -> str:
-    return f'<th class="left">{escape(cell)}</th>' if prose else f"<th>{escape(cell)}</th>"
-
-
-def _cell(cell: str, prose: bool) -> str:
-    return f'<td class="why">{cell}</td>' if prose else f"<td>{cell}</td>"

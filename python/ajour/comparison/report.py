@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ajour.comparison.layer_times import Breakdown
 from ajour.comparison.sides import CONVERTED, DENSE, LABELS, STOCK
 from ajour.planning.plan import Plan
-from ajour.planning.report import NUMBER
+from ajour.planning.report import NUMBER, nothing_to_gain, readable_bytes
 from ajour.planning.timing import Timing, differ
 from ajour.verification import Report
 
@@ -102,6 +102,8 @@ class Comparison:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
+        if nothing := nothing_to_gain(self.plan):
+            yield Text(nothing, style="bold")
         yield latencies(self)
         yield from _where(self)
         yield Text(memory_line(self))
@@ -141,12 +143,10 @@ def _where(comparison: Comparison) -> Iterator[RenderableType]:
 
 def memory_line(comparison: Comparison) -> str:
     """Resident bytes of the sides, in one sentence."""
-    held = {side: nbytes / 1e6 for side, nbytes in comparison.resident.items()}
+    held = comparison.resident
     share = held[CONVERTED] / held[STOCK] if held[STOCK] else 1.0
-    return (
-        f"resident: {LABELS[STOCK]} {held[STOCK]:.1f} MB, {LABELS[DENSE]} {held[DENSE]:.1f} MB, "
-        f"converted {held[CONVERTED]:.1f} MB ({share:.0%})"
-    )
+    stock, dense, converted = (readable_bytes(held[side]) for side in (STOCK, DENSE, CONVERTED))
+    return f"resident: {LABELS[STOCK]} {stock}, {LABELS[DENSE]} {dense}, converted {converted} ({share:.0%})"
 
 
 def verified_line(comparison: Comparison) -> str:
@@ -154,6 +154,8 @@ def verified_line(comparison: Comparison) -> str:
     report = comparison.report
     if not report.ok:
         return f"NOT VERIFIED, so no gain is told: {'; '.join(report.failures)}"
+    if not report.layers:
+        return f"verified: no layer was converted; the outputs differ by {report.error:.2g}, allowed {report.limit:.2g}"
     calls = ", ".join(f"{count} of {name}" for name, count in report.calls.items()) or "none"
     return (
         f"verified: {len(report.layers)} layers hold the pruned weights bit for bit; op calls: {calls}; largest error "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable:
     fuse:      an activation that provably follows a layer directly, and that no other class of the model sees, is
                folded into it; a part called on its own afterwards (`model[0](x)`) includes it.
     trainable: the new layers hold values that require gradients, whatever the old weights did, and run through the
-               `reference` kernel; layers that the plan keeps dense stay what they are.
+               `reference` kernel; layers that the plan keeps dense stay what they are, and what it splits is a bitmap.
 
     Every swap is checked before the first one is made, and any failure leaves the model as it was, bit for bit.
     Parameters are replaced: build optimizers after converting, and don't keep a layer or a weight outside the model, as
@@ -83,6 +83,8 @@ def _checked(model: nn.Module, plan: Plan, fuse: bool, trainable: bool) -> Itera
         layer = layers[choice.layer]
         if layer.reason is not None:
             raise ConversionError(f"layer {layer.name!r} can't be converted: {layer.reason}")
+        if trainable and choice.op == "split_linear":  # whose explicit zeros must not be trained
+            choice = replace(choice, op="bitmap_linear")
         yield _job(layer, choice, fusions.get(layer.name))
 
 

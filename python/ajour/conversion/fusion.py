@@ -12,6 +12,7 @@ from torch import nn
 from ajour.conversion.activations import Folded, activation_name, has_hooks
 from ajour.conversion.source import reached, usage
 from ajour.layers import is_conv1d, is_converted
+from ajour.nn.permuted import Permuted
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ def find_fusions(model: nn.Module) -> dict[str, Fusion]:
     for path, module in model.named_modules():
         for layer, place in _pairs(model, path, module, seen):
             activation = _at(module, place)
-            name = activation_name(activation)
+            name, child = activation_name(activation), module._modules.get(layer)
+            inside = f"{layer}.layer" if isinstance(child, Permuted) else layer
+            linear = child.layer if isinstance(child, Permuted) else child
             alone = not isinstance(activation, nn.Module) or (places[id(activation)] == 1 and not has_hooks(activation))
-            if name is not None and alone and _is_linear(module._modules.get(layer)):
-                found[f"{path}.{layer}" if path else layer] = Fusion(module, place, name)
+            if name is not None and alone and _is_linear(linear):
+                found[f"{path}.{inside}" if path else inside] = Fusion(module, place, name)
     return found
 
 
@@ -66,14 +69,14 @@ def unfold(container: nn.Module, place: str) -> None:
 def _pairs(model: nn.Module, path: str, module: nn.Module, seen: frozenset[str]) -> list[tuple[str, str]]:
     if isinstance(module, nn.Sequential):
         names = list(module._modules)
-        return list(pairwise(names)) if _runs_whole(model, path, seen) else []
+        return list(pairwise(names)) if runs_whole(model, path, seen) else []
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return []
     pairs = [(layer, place) for layer, place, method in usage(type(module)).pairs if method not in vars(module)]
     return [pair for pair in pairs if seen.isdisjoint(pair)]
 
 
-def _runs_whole(model: nn.Module, path: str, seen: frozenset[str]) -> bool:
+def runs_whole(model: nn.Module, path: str, seen: frozenset[str]) -> bool:
     """Whether the Sequential at `path` is only called, never indexed or walked, as far as the model's source shows."""
     module = model.get_submodule(path)
     if type(module).forward is not nn.Sequential.forward or "forward" in vars(module):
@@ -83,7 +86,7 @@ def _runs_whole(model: nn.Module, path: str, seen: frozenset[str]) -> bool:
     above, _, leaf = path.rpartition(".")
     container = model.get_submodule(above)
     if isinstance(container, nn.Sequential):
-        return _runs_whole(model, above, seen)
+        return runs_whole(model, above, seen)
     return leaf in usage(type(container)).called and leaf not in seen
 
 

@@ -31,7 +31,7 @@ def plan_of(model: nn.Module) -> Plan | None:
     ]
     choices += [_current(name, module, None) for name, module in sparse.items() if name not in known]
     if recorded is not None:
-        return Plan(tuple(choices), recorded.device, recorded.margin, recorded.memory, recorded.notes)
+        return replace(recorded, choices=tuple(choices))
     return Plan(tuple(choices), this_device(next(iter(sparse.values())).device)) if sparse else None
 
 

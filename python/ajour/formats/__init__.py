@@ -6,5 +6,6 @@ from ajour.formats.dense import DenseMatrix
 from ajour.formats.matrix import SparseMatrix
 from ajour.formats.nm import NMMatrix
 from ajour.formats.scaled_nm import ScaledNMMatrix
+from ajour.formats.split import SplitMatrix
 
-__all__ = ["BitmapMatrix", "BlockMatrix", "DenseMatrix", "NMMatrix", "ScaledNMMatrix", "SparseMatrix"]
+__all__ = ["BitmapMatrix", "BlockMatrix", "DenseMatrix", "NMMatrix", "ScaledNMMatrix", "SparseMatrix", "SplitMatrix"]

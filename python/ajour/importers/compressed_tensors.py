@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ajour.importers.tool import PART
 from ajour.terms.errors import FileError
 
 FORMATS = ("sparse-24-bitmask", "sparse-bitmask")
+VALUES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+)  # fmt: skip
 PARTS = ("compressed", "bitmask", "shape", "row_offsets")
 
 
@@ -34,6 +38,29 @@ def refuse(config: Mapping[str, Any], where: str) -> None:
         )
 
 
+def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
+    """Raises FileError for a checkpoint whose numbers are codes, not weights."""
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, Mapping):
+        method = quantization.get("quant_method")
+        if quantization.get("config_groups") or method not in (None, "compressed-tensors"):
+            raise FileError(
+                f"{where} is quantized ({str(method)[:40]}), which is not supported; read the model it was made of"
+            )
+
+
+def refuse_names(names: Mapping[str, object], where: str) -> None:
+    """The same by what a file holds, for one that comes without its config.json."""
+    for name in names:
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "meta" and f"{layer}.weight_packed" in names:
+            raise FileError(
+                f"{where}: {layer!r} is of marlin-24 (4-bit and 2:4 packed together), which is not supported"
+            )
+        if leaf == "compressed" and any(f"{path}_scale" in names for path in (layer, f"{layer}.weight")):
+            raise FileError(f"{where}: {layer!r} is both sparse and quantized (it has a scale), which is not supported")
+
+
 def compressed_layers(names: Mapping[str, object]) -> dict[str, dict[str, str]]:
     """layer -> part -> tensor's name, for both layouts of keys: `P.compressed` and the older `P.weight.compressed`."""
     found: dict[str, dict[str, str]] = {}
@@ -45,31 +72,55 @@ def compressed_layers(names: Mapping[str, object]) -> dict[str, dict[str, str]]:
     return found
 
 
-def decompress(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str]) -> Tensor:
-    """The dense weight [n, k] of one layer; raises FileError, naming the tensor, if its parts don't agree."""
+def sizes(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str]) -> tuple[int, int]:
+    """(n, k) of one layer; raises FileError if a part is missing or they are no sizes."""
     for part in PARTS[:3]:
         if part not in parts:
             raise FileError(f"layer {layer!r}: {part} is missing; a compressed weight has {', '.join(PARTS[:3])}")
-    values, bits, shape = (tensors[parts[part]] for part in PARTS[:3])
-    sides = shape.flatten().tolist()
-    if len(sides) != 2 or shape.is_floating_point() or min(sides) < 0 or max(sides) >= 2**31:
+    shape = tensors[parts["shape"]]
+    sides = shape.flatten()[:3].tolist()
+    if len(sides) != 2 or shape.is_floating_point() or shape.is_complex() or min(sides) < 0 or max(sides) >= 2**31:
         raise FileError(f"{parts['shape']}: expected two sizes, found {sides}")
-    n, k = sides
+    return int(sides[0]), int(sides[1])
+
+
+def decompress(tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str]) -> Tensor:
+    """The dense weight [n, k] of one layer; raises FileError, naming the tensor, if its parts don't agree."""
+    n, k = sizes(tensors, layer, parts)
+    values, bits = tensors[parts["compressed"]], tensors[parts["bitmask"]]
     if bits.dtype != torch.uint8 or tuple(bits.shape) != (n, -(-k // 8)):
         raise FileError(f"{parts['bitmask']}: expected uint8 {(n, -(-k // 8))}, found {bits.dtype} {tuple(bits.shape)}")
-    live = ((bits.unsqueeze(-1) >> torch.arange(8)) & 1).view(n, -1) != 0
-    if bool(live[:, k:].any()):
-        raise FileError(f"{parts['bitmask']}: a bit is set beyond the {n}x{k} weight")
-    live = live[:, :k]
-    counts = live.sum(-1)
-    if values.numel() != int(counts.sum()) or values.dim() not in (1, 2):
-        raise FileError(f"{parts['compressed']}: expected {int(counts.sum())} values, found {tuple(values.shape)}")
-    if values.dim() == 2 and (values.shape[0] != n or bool((counts != values.shape[1]).any())):
+    if values.dtype not in VALUES:
+        raise FileError(f"{parts['compressed']}: expected floating-point values, found {values.dtype}")
+    dense, flat, counts, start = values.new_zeros(n, k), values.flatten(), [], 0
+    for rows, some in zip(dense.split(max(1, PART // max(k, 1))), bits.split(max(1, PART // max(k, 1))), strict=True):
+        live = _unpacked(some)
+        if bool(live[:, k:].any()):
+            raise FileError(f"{parts['bitmask']}: a bit is set beyond the {n}x{k} weight")
+        live = live[:, :k]
+        counts.append(live.sum(-1))
+        end = start + int(counts[-1].sum())
+        if end <= flat.numel():
+            rows[live] = flat[start:end]
+        start = end
+    if flat.numel() != start or values.dim() not in (1, 2):
+        raise FileError(f"{parts['compressed']}: expected {start} values, found {tuple(values.shape)}")
+    _check_rows(tensors, layer, parts, values, torch.cat(counts))
+    return dense
+
+
+def _unpacked(bits: Tensor) -> Tensor:
+    """bool [n, 8 * bytes], the lowest bit of a byte first."""
+    return torch.stack([(bits >> place) & 1 for place in range(8)], dim=-1).view(torch.bool).flatten(1)
+
+
+def _check_rows(
+    tensors: Mapping[str, Tensor], layer: str, parts: Mapping[str, str], values: Tensor, counts: Tensor
+) -> None:
+    """What else a file says of the non-zeros of each row."""
+    if values.dim() == 2 and (values.shape[0] != len(counts) or bool((counts != values.shape[1]).any())):
         raise FileError(f"{parts['bitmask']}: expected {values.shape[1]} bits in every row of {layer!r}")
     if "row_offsets" in parts:
         offsets = tensors[parts["row_offsets"]].flatten()
         if not torch.equal(offsets.long(), counts.cumsum(0) - counts):
             raise FileError(f"{parts['row_offsets']} does not agree with the bits that are set")
-    dense = values.new_zeros(n, k)
-    dense[live] = values.flatten()
-    return dense

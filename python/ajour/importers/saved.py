@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ajour.formats import SparseMatrix
-from ajour.importers.checkpoint import open_safetensors
+from ajour.importers.safetensors_file import open_safetensors
 from ajour.ops import LINEAR_OPS
 from ajour.terms.errors import FileError, FormatError
 from ajour.terms.pattern import parse_pattern
@@ -51,7 +51,7 @@ class Saved:
 
     layers: the converted ones by name. tensors: all others of the state_dict, each tied one under its first name.
     ties: further name -> first name. buffers: what the state_dict leaves out, for skeletons on the meta device.
-    plan: the plan's JSON, "" without one.
+    plan: the plan's JSON, "" without one. masks: parameter -> (bits, shape) of a mask that training held it under.
     """
 
     path: Path
@@ -60,10 +60,12 @@ class Saved:
     ties: dict[str, str]
     buffers: dict[str, Tensor]
     plan: str
+    masks: dict[str, tuple[Tensor, list[int]]]
 
 
 def describe(saved: Saved) -> dict[str, str]:
     """The metadata of a file, every value JSON but format and version."""
+    masks = {name: shape for name, (_, shape) in saved.masks.items()}
     return {
         "format": FORMAT,
         "version": str(VERSION),
@@ -71,7 +73,12 @@ def describe(saved: Saved) -> dict[str, str]:
         "ties": json.dumps(saved.ties),
         "buffers": json.dumps(sorted(saved.buffers)),
         "plan": saved.plan,
-    }
+    } | ({"masks": json.dumps(masks)} if masks else {})
+
+
+def mask_key(name: str) -> str:
+    """The tensor in the file that holds the mask of a parameter."""
+    return f"{name}:mask"
 
 
 def read_saved(path: str | PathLike[str]) -> Saved:
@@ -93,7 +100,8 @@ def read_saved(path: str | PathLike[str]) -> Saved:
         if name not in tensors or names.count(name) > 1:
             raise FileError(f"{path}: the file does not hold the buffer {name!r} once")
     buffers = {name: tensors.pop(name) for name in names}
-    return Saved(path, layers, tensors, ties, buffers, metadata.get("plan", ""))
+    masks = _read_masks(path, metadata, tensors)
+    return Saved(path, layers, tensors, ties, buffers, metadata.get("plan", ""), masks)
 
 
 def check_metadata(path: Path, metadata: Mapping[str, str]) -> Mapping[str, str]:
@@ -109,6 +117,19 @@ def check_metadata(path: Path, metadata: Mapping[str, str]) -> Mapping[str, str]
             f"{path} is of version {version!r}, this ajour reads version {VERSION}; update ajour to read it"
         )
     return metadata
+
+
+def _read_masks(
+    path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, list[int]]]:
+    """Takes the masks out of `tensors`; files of before there were any have none."""
+    shapes = _json(path, metadata, "masks", dict) if "masks" in metadata else {}
+    for name, shape in shapes.items():
+        if mask_key(name) not in tensors:
+            raise FileError(f"{path}: the file does not hold the mask of {name!r}")
+        if not (isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**31 for size in shape)):
+            raise FileError(f"{path}: the mask of {name!r} should have a shape, found {shape!r}")
+    return {name: (tensors.pop(mask_key(name)), shape) for name, shape in shapes.items()}
 
 
 def _json(path: Path, metadata: Mapping[str, str], key: str, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:

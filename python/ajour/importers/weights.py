@@ -10,22 +10,16 @@ from functools import partial
 
 from torch import Tensor
 
+from ajour.importers.change import Change
+from ajour.importers.changing import find_changes
 from ajour.importers.checkpoint import Checkpoint
-from ajour.importers.compressed_tensors import compressed_layers, decompress, refuse
-from ajour.importers.saved import FORMAT, read_saved
-from ajour.layers import SMALLEST_SIDE
-from ajour.masks import NNCF, PARAMETRIZATION, PRODUCERS, PRUNE, nncf_masks_in
+from ajour.importers.restoring import Stored, restored
 from ajour.terms.errors import FileError
 
+SMALLEST_SIDE = 16  # bare parameters with a smaller side (positions, scales, classifiers' tokens) are no layers
 _EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|emb|wte|wpe|shared|relative_attention_bias)$")
 _RECURRENT = re.compile(r"(^|\.)weight_[ih][hr](_l\d+(_reverse)?)?$")
 _EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
-_BESIDE = (".row_offsets", ".bitmask", ".compressed", ".shape", "__weight_mma_pruned_p")
-_LOST = {
-    PRUNE.weight: "the file holds weight_orig without its weight_mask, so this is the weight before pruning",
-    PARAMETRIZATION.weight: "a parametrization's mask is not in the file, so this is the weight before pruning; call "
-    "the sparsifier's squash_mask() (or parametrize.remove_parametrizations) before saving",
-}
 
 
 @dataclass(frozen=True)
@@ -48,55 +42,49 @@ class Weight:
 
 def find_weights(checkpoint: Checkpoint) -> list[Weight]:
     """Every layer, sorted by path; raises FileError for a packed kind that can't be read, by name."""
-    refuse(checkpoint.config, str(checkpoint.path))
-    packed: list[Weight] = []
-    if checkpoint.metadata.get("format") == FORMAT:
-        for name, layer in read_saved(checkpoint.path).layers.items():
-            packed.append(Weight(name, layer.matrix.shape, layer.matrix.to_dense, source=FORMAT))
-    for name, parts in compressed_layers(checkpoint.shapes).items():
-        read = partial(decompress, checkpoint, name, parts)
-        packed.append(Weight(name, tuple(read().shape), read, source="compressed-tensors"))
-    owned = {weight.name for weight in packed}
-    found = packed + [
-        weight for weight in _stored(checkpoint) if not owned & {weight.name, weight.name.rpartition(".")[0]}
-    ]
-    return sorted(found, key=lambda weight: [(int(p), "") if p.isdigit() else (-1, p) for p in weight.name.split(".")])
+    changes = find_changes(checkpoint)
+    found = list(_changed(checkpoint, changes) if changes else _stored(restored(checkpoint)))
+    return sorted(
+        found, key=lambda weight: [(int(p), "") if p.isdecimal() else (-1, p) for p in weight.name.split(".")]
+    )
 
 
-def _stored(checkpoint: Checkpoint) -> Iterator[Weight]:
-    """What stands in the file as ordinary tensors, with or without a mask beside it."""
-    shapes = checkpoint.shapes
-    hooks = nncf_masks_in({name: name for name in shapes})
-    masks = {*hooks.values(), *(mask for _, mask, _ in (_beside(name, shapes) for name in shapes) if mask)}
-    transposed = _transposed(shapes)
-    for name, shape in shapes.items():
-        if len(shape) < 2 or shape[0] == 1 or name in masks or name.endswith(_BESIDE):
+def _stored(tensors: list[Stored]) -> Iterator[Weight]:
+    transposed = _transposed({stored.name: stored.shape for stored in tensors})
+    for stored in tensors:
+        shape = stored.shape
+        if len(shape) < 2 or shape[0] == 1:
             continue
-        path, mask, source = _beside(name, shapes)
-        if name in hooks:
-            mask, source = hooks[name], NNCF
+        path = "" if stored.name == "weight" else stored.name.removesuffix(".weight")
         turned = len(shape) == 2 and path.rpartition(".")[2] in transposed
         sides = shape[::-1] if turned else shape if len(shape) == 3 else (shape[0], math.prod(shape[1:]))
-        if min(sides[-2:]) < SMALLEST_SIDE:
+        if min(sides[-2:]) < SMALLEST_SIDE and stored.source is None:
             continue
-        lost = next((note for leaf, note in _LOST.items() if mask is None and _ends(name, leaf)), None)
         kind, reason = _kind(path, shape)
         kind = "Conv1D" if turned else kind
-        yield Weight(path, sides, partial(_read, checkpoint, name, mask, turned), kind, source, reason, lost)
+        yield Weight(path, sides, partial(_read, stored, turned), kind, stored.source, reason, stored.note)
 
 
-def _ends(name: str, leaf: str) -> bool:
-    return name == leaf or name.endswith(f".{leaf}")
+def _changed(checkpoint: Checkpoint, changes: list[Change]) -> Iterator[Weight]:
+    """What a file does to a base model, as far as it stands in the file alone."""
+    for change in changes:
+        if change.alone is None:
+            raise FileError(
+                f"{checkpoint.path} ({change.source}) changes a base model and does not say the shapes of its weights; "
+                "ajour.read(path, model=) applies it"
+            )
+        alone = change.alone()
+        if alone.dim() < 2 or min(alone.shape[0], alone[0].numel()) < SMALLEST_SIDE:
+            continue
+        reason = f"a {change.what} for a base model's weight; ajour.read(path, model=) applies it"
+        shape = (alone.shape[0], alone[0].numel())
+        read = partial(_read_alone, change.alone)
+        yield Weight(change.key.removesuffix(".weight"), shape, read, change.what, change.source, reason)
 
 
-def _beside(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str | None, str | None]:
-    """The layer's path that a weight belongs to, its mask's name and the tool, if a mask stands beside it."""
-    for producer in PRODUCERS:
-        prefix = name[: len(name) - len(producer.weight)]
-        if _ends(name, producer.weight) and shapes.get(prefix + producer.mask) == shapes[name]:
-            return prefix.rstrip("."), prefix + producer.mask, producer.name
-    leaf = next((leaf for leaf in (*_LOST, "weight") if _ends(name, leaf)), "")
-    return name[: len(name) - len(leaf)].rstrip("."), None, None
+def _read_alone(alone: Callable[[], Tensor]) -> Tensor:
+    w = alone().flatten(1)
+    return w if w.is_floating_point() else w.float()
 
 
 def _transposed(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
@@ -126,12 +114,7 @@ def _kind(path: str, shape: tuple[int, ...]) -> tuple[str, str | None]:
     return "Linear", None
 
 
-def _read(checkpoint: Checkpoint, name: str, mask: str | None, turned: bool) -> Tensor:
-    w = checkpoint[name]
-    if mask is not None:
-        kept = checkpoint[mask]
-        if not bool(((kept == 0) | (kept == 1)).all()):
-            raise FileError(f"{checkpoint.path}: {mask} should hold zeros and ones, as a mask beside {name} does")
-        w = w * kept.to(w.dtype)
+def _read(stored: Stored, turned: bool) -> Tensor:
+    w = stored.read()
     w = w.reshape(-1, w.shape[-1]) if w.dim() == 3 else w.flatten(1)
     return w.t().contiguous() if turned else w

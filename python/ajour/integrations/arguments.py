@@ -22,9 +22,9 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, sides))
 
 
-def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
-    """["1x16", "8x32"] -> {"1x16": (1, 16), "8x32": (8, 32)}; nothing -> {"1x128": (1, 128)}."""
-    return {text.lower(): parse_shape(text) for text in texts or ["1x128"]}
+def parse_shapes(texts: list[str] | None) -> list[tuple[int, ...]]:
+    """["1x16", "8x32"] -> [(1, 16), (8, 32)], each once; nothing -> []."""
+    return list(dict.fromkeys(parse_shape(text) for text in texts or []))
 
 
 def parse_rows(text: str) -> list[int] | None:
@@ -65,6 +65,13 @@ def parse_seconds(value: float) -> float:
     if not 0 < value <= LONGEST:
         raise ValueError(f"expected 0 to {LONGEST:g} seconds for each size, found {value:g}")
     return value
+
+
+def check_input(path: Path, remedy: str) -> Path:
+    """The path itself, if there is such a file; else the sentence ends with the remedy."""
+    if not path.is_file():
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; {remedy}")
+    return path
 
 
 def make_folder(path: Path) -> Path:

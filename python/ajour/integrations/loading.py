@@ -1,31 +1,25 @@
-"""MODEL, as the command line means it: a Hugging Face folder, a file or `package.module:factory`; and inputs for it."""
+"""MODEL, as the command line means it: a Hugging Face folder, a file or `package.module:factory`."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ajour.diagnosis import import_failure
-from ajour.importers import open_checkpoint
+from ajour.importers import read
+from ajour.integrations.foreign import Foreign, one_line
 from ajour.planning.plan import Plan
-from ajour.planning.rows import call, untouched
 from ajour.terms.errors import FileError, MachineError, PlanError, UnknownModelError
 
 # what transformers trips over, once a folder's config or weights are not what they say
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError)
-# what a forward raises for an input of a shape that it does not take
-_UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
-# what a factory of somebody else's may raise
-_RAISED = (*_UNFIT, *_DAMAGED, ArithmeticError, ImportError, NameError, MemoryError, SyntaxError, PickleError)
 
 
 def load_model(spec: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -72,7 +66,7 @@ def _from_folder(folder: Path) -> nn.Module:
             f"a Hugging Face folder needs transformers, and the one here is broken ({failure}); "
             "repair it with: pip install --force-reinstall transformers"
         )
-    open_checkpoint(folder)  # a damaged file is refused before transformers reads it, by a sentence that names it
+    state = read(folder)  # by ajour's readers: masks applied, packed weights unpacked, what is damaged refused by name
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
@@ -80,24 +74,26 @@ def _from_folder(folder: Path) -> nn.Module:
     transformers.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = _architecture(folder, config.architectures)
-        model, read = kind.from_pretrained(
-            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        config.__dict__.pop("quantization_config", None)  # transformers has no reader for what ajour has just unpacked
+        kind = _architecture(folder, config)
+        model, found = kind.from_pretrained(
+            None, config=config, state_dict=state, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except ImportError as error:
-        raise MachineError(f"{folder} needs a package that is missing: {_one_line(error)}") from None
+        raise MachineError(f"{folder} needs a package that is missing: {one_line(error)}") from None
     except (*_DAMAGED, StrictDataclassError) as error:
-        raise FileError(f"{folder} is no model that transformers can load: {_one_line(error)}") from None
-    _check_whole(folder, model, read)
+        raise FileError(f"{folder} is no model that transformers can load: {one_line(error)}") from None
+    _check_whole(folder, model, found)
     return model  # type: ignore[no-any-return]
 
 
-def _architecture(folder: Path, names: list[str] | None) -> Any:
+def _architecture(folder: Path, config: Any) -> Any:
     """The class that config.json names; AutoModel where it names none."""
     import transformers
 
+    names = config.architectures
     if not names:
-        return transformers.AutoModel
+        return transformers.MODEL_MAPPING[type(config)]
     kind = getattr(transformers, names[0], None)
     if not hasattr(kind, "from_pretrained"):
         raise FileError(
@@ -107,12 +103,12 @@ def _architecture(folder: Path, names: list[str] | None) -> Any:
     return kind
 
 
-def _check_whole(folder: Path, model: nn.Module, read: dict[str, Any]) -> None:
+def _check_whole(folder: Path, model: nn.Module, found: dict[str, Any]) -> None:
     """Refuses a model some of whose weights transformers has made up."""
-    other = sorted(name for name, *_ in read["mismatched_keys"])
+    other = sorted(name for name, *_ in found["mismatched_keys"])
     if other:
         raise FileError(f"{folder}: {other[0]} has another shape than config.json asks for ({len(other)} such tensors)")
-    if lost := sorted(read["missing_keys"]):
+    if lost := sorted(found["missing_keys"]):
         raise FileError(
             f"{folder} lacks {len(lost)} of the tensors that {type(model).__name__} has, such as {lost[0]}; "
             "save the whole model with save_pretrained"
@@ -127,7 +123,8 @@ def _from_factory(spec: str) -> nn.Module:
         )
     sys.path.insert(0, "")  # a module of the working directory, as with python -m
     try:
-        module = _made(module_name, lambda: importlib.import_module(module_name))
+        with Foreign(lambda said: UnknownModelError(f"{module_name} raised {said}")):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if f"{module_name}.".startswith(f"{error.name}."):
             raise UnknownModelError(
@@ -140,7 +137,8 @@ def _from_factory(spec: str) -> nn.Module:
     if not callable(factory):
         raise UnknownModelError(f"{spec!r}: {module_name} has no callable {factory_name!r}")
     try:
-        model = _made(spec, factory)
+        with Foreign(lambda said: UnknownModelError(f"{spec} raised {said}")):
+            model = factory()
     except ModuleNotFoundError as error:
         raise MachineError(f"{spec!r} needs a package that is missing: {error}; install it") from None
     if not isinstance(model, nn.Module):
@@ -148,54 +146,9 @@ def _from_factory(spec: str) -> nn.Module:
     return model
 
 
-def _made(name: str, make: Callable[[], Any]) -> Any:
-    """make(), a caller's own code; raises UnknownModelError, which says what `name` raised."""
-    try:
-        return make()
-    except ModuleNotFoundError:
-        raise
-    except _RAISED as error:
-        raise UnknownModelError(f"{name} raised {_one_line(error)}") from error
-
-
-def make_example(model: nn.Module, shape: tuple[int, ...]) -> Tensor | dict[str, Any]:
-    """Random inputs: token ids for a model whose config names a vocabulary, else normal floats of the model's dtype.
-
-    The model runs on them once, and is as it was. Raises ValueError, with the model's own error, if it can't.
-    """
-    example = _random(model, shape)
-    try:
-        with untouched(model, ()), torch.no_grad():
-            call(model, example)
-    except _UNFIT as error:
-        sides = "x".join(map(str, shape))
-        raise ValueError(f"the model does not take an input of shape {sides}: {_one_line(error)}") from error
-    return example
-
-
-def _random(model: nn.Module, shape: tuple[int, ...]) -> Tensor | dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    first = next(model.parameters(), torch.empty(0))
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    if vocabulary is None:
-        return torch.randn(shape, generator=generator).to(first)
-    ids = torch.randint(int(vocabulary), shape, generator=generator).to(first.device)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids
-    return inputs
-
-
 def read_plan(path: Path) -> Plan:
-    """A plan that `ajour plan -o` wrote; raises FileError if there is no file, PlanError if it holds no plan."""
-    if not path.is_file():
-        raise FileError(f"{path} is no file; make a plan with: ajour plan MODEL -o {path}")
+    """A plan that `ajour plan -o` wrote; raises PlanError if the file holds none."""
     try:
         return Plan.from_json(path.read_text(encoding="utf-8", errors="replace"))
     except PlanError as error:
         raise PlanError(f"{path}: {error}; make a plan with: ajour plan MODEL -o {path}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    first, *_ = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {first[:300]}"

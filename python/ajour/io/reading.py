@@ -14,6 +14,7 @@ from ajour.conversion.fast_path import bypassing, switch_off, switch_on
 from ajour.conversion.recorded import record_plan
 from ajour.conversion.swap import Swap
 from ajour.importers.saved import Saved, read_saved
+from ajour.io.permuted import wrap_permuted
 from ajour.io.skeleton import Place, find_places, others_of, value_of
 from ajour.nn import SparseLinear, linear_of
 from ajour.ops.prepare import Choice as KernelChoice
@@ -39,10 +40,11 @@ def load(path: str | PathLike[str], model: nn.Module, *, plan: Plan | Any = None
 
 def _load(path: str | PathLike[str], model: nn.Module, plan: Plan | Any) -> nn.Module:
     saved = read_saved(path)
-    places = find_places(saved, model)
-    chosen = _plan(saved, plan, places)
     trainable = any(layer.trainable for layer in saved.layers.values())
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as unwrapping:
+        model = wrap_permuted(saved, model, unwrapping)
+        places = find_places(saved, model)
+        chosen = _plan(saved, plan, places)
         built = [(place, _build(saved, place, chosen)) for place in places]
         others = {name: (held, value_of(saved, name)) for name, held in others_of(saved, model).items()}
         with ExitStack() as undo:
@@ -56,6 +58,7 @@ def _load(path: str | PathLike[str], model: nn.Module, plan: Plan | Any) -> nn.M
                 switch_off(module)
             fresh = _fresh(others)
             undo.pop_all()
+        unwrapping.pop_all()
         _fill(model, others, fresh)
     record_plan(model, chosen)
     if plan is None or isinstance(plan, Plan):
@@ -79,10 +82,13 @@ def _plan(saved: Saved, plan: Any, places: list[Place]) -> Plan | None:
             raise PlanError(f"{wanted}{refusal}; give load a plan= made here, or plan=an example to plan anew")
     for place in places:
         choice = chosen[place.layer.name]
-        if (choice.op, choice.stored) != (place.saved.op, place.saved.matrix.pattern):
+        held = place.saved
+        if (choice.op, choice.stored) != (held.op, held.matrix.pattern):
+            same = choice.stored == held.matrix.pattern  # in two formats
+            mine, theirs = (choice.op, held.op) if same else (choice.stored or "dense", held.matrix.pattern)
             raise PlanError(
-                f"layer {place.layer.name!r}: the plan stores it as {choice.stored or 'dense'}, {saved.path} as "
-                f"{place.saved.matrix.pattern}; plan for the model in the file"
+                f"layer {place.layer.name!r}: the plan stores it as {mine}, {saved.path} as {theirs}; plan for the "
+                "model in the file"
             )
     return chosen
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
 import torch
@@ -15,22 +17,31 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ajour.conversion.recorded import plan_of
-from ajour.importers.saved import Saved, SavedLayer, describe
+from ajour.importers.saved import Saved, SavedLayer, describe, mask_key
 from ajour.nn import SparseLinear
 from ajour.terms.errors import FileError
 
+if TYPE_CHECKING:
+    from ajour.train.mask import Mask
 
-def save(model: nn.Module, path: str | PathLike[str]) -> None:
+
+def save(model: nn.Module, path: str | PathLike[str], *, masks: Mapping[str, Mask] | None = None) -> None:
     """Writes the model to one safetensors file: converted layers in canonical form, all else as in its state_dict.
 
     Tied tensors are written once, and no dense copy of a converted weight. The plan and a description of the layers
-    are in the file's metadata. The file appears whole or not at all. Raises FileError if it can't be written, or the
-    model holds something that such a file can't.
+    are in the file's metadata. The file appears whole or not at all.
+    masks: of `ajour.train`, written beside the parameters that they are for, one bit for each entry;
+    `train.Masks.load(path, model)` reads them.
+
+    Raises FileError if the file can't be written, or the model holds something that such a file can't, and PatternError
+    by name for a mask that doesn't fit the model.
     """
     path = Path(path)
     with torch.no_grad():
         saved = _described(model, path)
-    tensors = {**saved.tensors, **saved.buffers}
+    if masks is not None:
+        saved = replace(saved, masks=_masks(model, masks))
+    tensors = {**saved.tensors, **saved.buffers, **{mask_key(name): bits for name, (bits, _) in saved.masks.items()}}
     for name, layer in saved.layers.items():
         prefix = f"{name}." if name else ""
         tensors.update({prefix + part: tensor for part, tensor in layer.matrix.tensors().items()})
@@ -68,7 +79,13 @@ def _described(model: nn.Module, path: Path) -> Saved:
         else:
             ties[name] = place
     plan = plan_of(model)
-    return Saved(path, layers, tensors, ties, _unsaved_buffers(model), plan.to_json() if plan is not None else "")
+    return Saved(path, layers, tensors, ties, _unsaved_buffers(model), plan.to_json() if plan is not None else "", {})
+
+
+def _masks(model: nn.Module, masks: Mapping[str, Mask]) -> dict[str, tuple[Tensor, list[int]]]:
+    from ajour.train.masks import Masks  # training is not needed to save a model
+
+    return {name: (mask.bits, list(mask.shape)) for name, mask in Masks(masks, model).items()}
 
 
 def _layer(module: SparseLinear) -> SavedLayer:

@@ -13,11 +13,12 @@ from ajour.nn.dense import DenseLinear
 from ajour.nn.linear import SparseLinear
 from ajour.nn.nm import NMLinear
 from ajour.nn.scaled_nm import ScaledNMLinear
+from ajour.nn.split import SplitLinear
 from ajour.ops.prepare import Choice
 from ajour.terms.errors import KernelError
 
 MODULES: dict[str, type[SparseLinear]] = {
-    module.op.name: module for module in (NMLinear, BlockLinear, BitmapLinear, DenseLinear, ScaledNMLinear)
+    module.op.name: module for module in (NMLinear, BlockLinear, BitmapLinear, SplitLinear, DenseLinear, ScaledNMLinear)
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ajour.formats.matrix import SparseMatrix
 from ajour.ops.functional import problem_of
+from ajour.ops.gradients import TRAINING_CONFIG
 from ajour.ops.library import LinearOp
 from ajour.ops.prepare import Choice
 
@@ -19,7 +20,8 @@ def canonical_choice(op: LinearOp, matrix: SparseMatrix) -> tuple[Choice, ...]:
         problem = problem_of(matrix, MANY)
         for kernel in op.kernels.values():
             if kernel.packing == "canonical" and kernel.why_not(problem) is None:
-                return ((None, kernel.name, kernel.configs(problem)[0]),)
+                trained = TRAINING_CONFIG.get(op.name)
+                return ((None, kernel.name, trained(kernel, problem) if trained else kernel.configs(problem)[0]),)
     return ((None, "reference" if "reference" in op.kernels else "aten", ""),)
 
 

@@ -66,14 +66,15 @@ def why_no_room(problem: Problem, columns: int, room: int) -> str | None:
 
 
 @cache
-def _limits(device: int) -> Any:
+def limits_of(device: int) -> Any:
+    """The DeviceLimits of a CUDA device, asked once."""
     return native.device_limits(device)
 
 
 @cache
 def shape_of(tokens: int, n: int, k: int, columns: int, room: int, config: str, device: int) -> Any:
     """The DecodeShape for up to `tokens` rows, remembered: the same in every call of a layer."""
-    return native.DecodeShape(tokens, n, k, columns, room, _limits(device), *parse_config(config))
+    return native.DecodeShape(tokens, n, k, columns, room, limits_of(device), *parse_config(config))
 
 
 def in_pieces(
@@ -84,12 +85,52 @@ def in_pieces(
     residual: Tensor | None,
     activation: str,
     entry: RowEntry,
+    most: int = MOST_ROWS,
 ) -> Tensor:
     """More rows than a tile holds, a tile after the other: right, but it reads the weight for each of them."""
     y = x.new_empty(x.shape[0], entry.n)
-    for first in range(0, x.shape[0], MOST_ROWS):
-        rows = slice(first, first + MOST_ROWS)
+    for first in range(0, x.shape[0], most):
+        rows = slice(first, first + most)
         y[rows] = run(x[rows], packed, bias, None if residual is None else residual[rows], activation, entry)
+    return y
+
+
+def columns_together(x: Tensor) -> Tensor:
+    """x, or a copy if the elements of a row are apart."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def launch(
+    product: Callable[..., None],
+    head: tuple[Any, ...],
+    room: int,
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    entry: RowEntry,
+) -> Tensor:
+    """One call of a compiled product, y: [m, n]: `head` is what it takes before x, `room` its scratch in 16-bit words.
+
+    Nothing here waits for the device, and all memory is torch's, so that a graph can hold the call.
+    """
+    device = x.get_device()
+    y = x.new_empty(x.shape[0], entry.n)
+    scratch = x.new_empty(room) if room else None
+    product(
+        *head,
+        x.data_ptr(),
+        x.stride(0),
+        x.shape[0],
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        y.data_ptr(),
+        0 if scratch is None else scratch.data_ptr(),
+        entry.dtype == "bfloat16",
+        ACTIVATION_CODES[activation],
+        device,
+        stream_of(device),
+    )
     return y
 
 

@@ -15,6 +15,7 @@ from ajour.ops.dense import apply_activation
 from ajour.ops.library import LinearOp
 from ajour.ops.nm_linear import reference as nm_reference
 from ajour.ops.scaled_nm_linear import reference as scaled_nm_reference
+from ajour.ops.split_linear import reference as split_reference
 from ajour.terms.errors import KernelError
 from ajour.terms.row_table import RowEntry, RowTable, parse_row_table
 
@@ -23,6 +24,7 @@ EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = 
     "nm_linear": nm_reference.expand,
     "block_linear": block_reference.expand,
     "bitmap_linear": bitmap_reference.expand,
+    "split_linear": split_reference.expand,
     "dense_linear": lambda tensors, pattern, shape: tensors[0],
     "scaled_nm_linear": scaled_nm_reference.expand,
 }
@@ -30,11 +32,14 @@ EXPAND: dict[str, Callable[[Sequence[Tensor], Any, tuple[int, int]], Tensor]] = 
 COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
     "nm_linear": nm_reference.collect,
     "bitmap_linear": bitmap_reference.collect,
+    "split_linear": split_reference.collect,
     "dense_linear": lambda dw, tensors, pattern: dw,
 }
 # ops with products of their own for dx and for the gradient of the values (block_gradients.py)
 INPUT_GRADIENT = {"block_linear": block_gradients.input_gradient}
 VALUE_GRADIENT = {"block_linear": block_gradients.value_gradient}
+# ops whose trained layers name a configuration for each of three products
+TRAINING_CONFIG = {"block_linear": block_gradients.training_config}
 # packings that hold the values in the order of EXPAND and COLLECT
 _TRAINABLE = {"dense_linear": "dense"}
 
@@ -66,28 +71,27 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *packed = ctx.saved_tensors
         _, _, needs_x, needs_bias, *needs_packed = ctx.needs_input_grad
-        table = _table(ctx.kernels)
-        entry = _trainable(ctx.op, table)
+        op, kernels = ctx.op, ctx.kernels
         dx = dbias = None
         dpacked: list[Tensor | None] = [None] * len(packed)
-        dy = dy.to(getattr(torch, table.dtype))  # autocast may have rounded y
-        if needs_x and ctx.op.name in INPUT_GRADIENT:
-            dx = INPUT_GRADIENT[ctx.op.name](ctx.kernels, dy, packed).to(x.dtype)
+        dy = dy.to(getattr(torch, _table(kernels).dtype))  # autocast may have rounded y
+        if needs_x and op.name in INPUT_GRADIENT:
+            dx = INPUT_GRADIENT[op.name](kernels, dy, packed).to(x.dtype)
         elif needs_x:
-            dx = (dy @ _weight(ctx.op, packed, ctx.kernels, entry)).to(x.dtype)
+            dx = (dy @ _weight(op, packed, kernels)).to(x.dtype)
         if needs_bias:
-            dbias = dy.reshape(-1, table.n).sum(0)
-        if any(needs_packed):
-            assert entry is not None
-            dpacked[entry.start] = _dvalues(ctx.op, ctx.kernels, table, entry, dy, x.to(dy.dtype), packed)
+            dbias = dy.reshape(-1, dy.shape[-1]).sum(0)
+        if True in needs_packed:  # the values alone can need one
+            dpacked[needs_packed.index(True)] = _dvalues(op, kernels, dy, x.to(dy.dtype), packed)
         return None, None, dx, dbias, *dpacked
 
 
-def _dvalues(
-    op: LinearOp, kernels: str, table: RowTable, entry: RowEntry, dy: Tensor, x: Tensor, packed: list[Tensor]
-) -> Tensor:
+def _dvalues(op: LinearOp, kernels: str, dy: Tensor, x: Tensor, packed: list[Tensor]) -> Tensor:
     if op.name in VALUE_GRADIENT:
         return VALUE_GRADIENT[op.name](kernels, dy, x, packed)
+    table = _table(kernels)
+    entry = _trainable(op, table)
+    assert entry is not None
     dw = dy.reshape(-1, table.n).T @ x.reshape(-1, table.k)
     return COLLECT[op.name](dw, packed[entry.start : entry.stop], table.pattern)
 
@@ -98,9 +102,10 @@ def _trainable(op: LinearOp, table: RowTable) -> RowEntry | None:
     return next((entry for entry in table.entries if op.kernel(entry.kernel).packing == packing), None)
 
 
-def _weight(op: LinearOp, packed: list[Tensor], kernels: str, entry: RowEntry | None) -> Tensor:
+def _weight(op: LinearOp, packed: list[Tensor], kernels: str) -> Tensor:
     """The dense weight: differentiable in the values where they are in canonical form."""
     table = _table(kernels)
+    entry = _trainable(op, table)
     if entry is not None:
         return EXPAND[op.name](packed[entry.start : entry.stop], table.pattern, (table.n, table.k))
     for other in table.entries:

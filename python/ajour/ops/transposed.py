@@ -26,7 +26,7 @@ def define_transposed(op: LinearOp) -> Callable[[Tensor, list[Tensor], str], Ten
         _check(name, table, dy, packed)
         if not (table.n and table.k and dy.numel()):
             return dy.new_zeros(*dy.shape[:-1], table.k)
-        rows = dy.reshape(-1, table.n)
+        rows = dy if dy.dim() == 2 else dy.reshape(-1, table.n)
         entry = table.at(rows.shape[0])
         kernel, tensors = op.kernel(entry.kernel), packed[entry.start : entry.stop]
         if kernel.run_t is not None:
@@ -34,7 +34,7 @@ def define_transposed(op: LinearOp) -> Callable[[Tensor, list[Tensor], str], Ten
         else:
             with torch.device(HOST):
                 y = rows @ kernel.unpack(tensors, table.pattern, (table.n, table.k)).to_dense()
-        return y.view(*dy.shape[:-1], table.k)
+        return y if dy.dim() == 2 else y.view(*dy.shape[:-1], table.k)
 
     def run_on_cuda(dy: Tensor, packed: list[Tensor], kernels: str) -> Tensor:
         check_devices(name, dy, packed)

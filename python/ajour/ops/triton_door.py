@@ -87,16 +87,20 @@ def triton_kernel(module: str, canonical: Kernel, *, name: str = "triton", trans
 
 
 def triton_sampled(module: str, name: str) -> SampledKernel:
-    """The record of the kernel in that module that computes stored places only; it offers why_not and run."""
+    """The record of the kernel in that module that computes stored places only; it offers why_not, configs and run."""
 
     def why_not(problem: Problem) -> str | None:
         refusal: str | None = _why_not(problem) or import_module(module).why_not(problem)
         return refusal
 
+    def configs(problem: Problem) -> tuple[str, ...]:
+        found: tuple[str, ...] = import_module(module).configs(problem)
+        return found
+
     def run(*args: Any) -> None:
         import_module(module).run(*args)
 
-    return SampledKernel(name, why_not, run)
+    return SampledKernel(name, why_not, run, configs)
 
 
 def _why_not(problem: Problem) -> str | None:

@@ -5,6 +5,7 @@ Imported by the kernels' modules alone, as it needs Triton.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,6 +48,12 @@ def finish(acc, y, bias, residual, rows, columns, m, n, ACTIVATION: tl.constexpr
 def any_nan(acc):
     """Whether some element is NaN: the trace that Inf or NaN of x leaves where a dense tile multiplies it by a zero."""
     return tl.max(tl.max((acc != acc).to(tl.int32), 1), 0) > 0
+
+
+@cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Of a GPU; the interpreter can do what sm_90 can."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def launch(kernel: Any, programs: int | tuple[int, ...], x: Tensor, *args: Any, **options: Any) -> None:

@@ -17,7 +17,9 @@ SMALLER_WINS = 1.02  # a choice with fewer bytes may be this much slower than th
 
 @dataclass(frozen=True)
 class Timed:
-    """A sparse candidate with its times by rows; candidates of one `packing` share the tensors they read."""
+    """A sparse candidate with its times by rows; candidates of one `packing` share the tensors they read.
+
+    A packing that differs by configuration has the configuration in its name."""
 
     op: str
     stored: Pattern
@@ -110,11 +112,11 @@ def _groups(sparse: Sequence[Timed]) -> list[list[Timed]]:
 def _options(
     group: Sequence[Timed], times: Times, rows: Sequence[int], dense_bytes: int, margin: float | None, cap: float
 ) -> Iterator[_Option]:
-    forms = {(timed.packing, timed.config): timed.nbytes for timed in group}
+    forms = {timed.packing: timed.nbytes for timed in group}
     for size in range(1, min(FORMS, len(forms)) + 1):
         for held in combinations(forms, size):
             nbytes = sum(forms[form] for form in held)
-            members = [timed for timed in group if (timed.packing, timed.config) in held]
+            members = [timed for timed in group if timed.packing in held]
             if nbytes > cap and not (margin is None and size == 1):
                 continue
             option = _without_dense(members, times, rows, margin)

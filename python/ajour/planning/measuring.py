@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ajour import huge_pages
 from ajour.formats.dense import DenseMatrix
 from ajour.ops import DENSE_LINEAR
-from ajour.ops.prepare import prepare
+from ajour.ops.prepare import packed_form, prepare
 from ajour.planning.candidates import Candidate
 from ajour.planning.choosing import Decision, Timed, Times
 from ajour.planning.correctness import Oracle
@@ -84,7 +85,7 @@ class Bench:
         dense: dict[int, dict[str, Timing]] = {}
         found: dict[int, dict[int, Timing]] = {i: {} for i in range(len(built))}
         weights = copies([subject.w], self._count(subject, subject.nbytes))
-        packs: dict[int, list[list[Tensor]]] = {}
+        packs: dict[int, list[list[Tensor]]] = {}  # by the packed form, which several configurations may share
         for m in rows:
             self.told(f"{subject.name} at {m} rows")
             x = subject.inputs(m)
@@ -96,9 +97,10 @@ class Bench:
             others = len(sides)
             timed = []
             for i in right:
-                if i not in packs:
-                    packs[i] = copies(built[i].packed, self._count(subject, built[i].nbytes))
-                side = sparse_side(built[i], x, subject.bias, packs[i])
+                form = id(built[i].packed[0])
+                if form not in packs:
+                    packs[form] = copies(built[i].packed, self._count(subject, built[i].nbytes))
+                side = sparse_side(built[i], x, subject.bias, packs[form])
                 if self._timeable(subject, side, m):
                     sides.append(side)
                     timed.append(i)
@@ -132,9 +134,9 @@ class Bench:
 
 
 def copies(tensors: Sequence[Tensor], count: int) -> list[list[Tensor]]:
-    """The tensors and count - 1 copies of them."""
+    """The tensors and count - 1 copies of them, in memory of the same kind."""
     first = [t.contiguous() for t in tensors]
-    return [first, *([t.clone() for t in first] for _ in range(count - 1))]
+    return [first, *([huge_pages.copy(t) for t in first] for _ in range(count - 1))]
 
 
 def sparse_side(built: Built, x: Tensor, bias: Tensor | None, packs: Sequence[list[Tensor]]) -> Side:
@@ -167,33 +169,30 @@ def _transposed(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 def _timed(built: Built, times: dict[int, Timing]) -> Timed:
     candidate = built.candidate
     kernel = candidate.form.op.kernel(candidate.kernel)
-    return Timed(
-        candidate.form.op.name, candidate.form.pattern, candidate.kernel, candidate.config, kernel.packing,
-        built.nbytes, times,
-    )  # fmt: skip
+    packing = " ".join(packed_form(kernel, candidate.config)).rstrip()
+    op = candidate.form.op.name
+    return Timed(op, candidate.form.pattern, candidate.kernel, candidate.config, packing, built.nbytes, times)
 
 
 def build(w: Tensor, candidates: Sequence[Candidate], refuse: Callable[[str], None]) -> list[Built]:
     """Packs w for every candidate, sharing what candidates share; what does not fit or work is refused."""
     built = []
-    shared: dict[tuple[str, str, str, str], list[Tensor]] = {}
     for form in dict.fromkeys(candidate.form for candidate in candidates):
         try:
             matrix = form.op.matrix.from_dense(w, form.pattern)
         except FAILURES as error:
-            refuse(f"{form.pattern}: {error}")
+            refuse(f"{form}: {error}")
             continue
+        known: dict[tuple[str, str], list[Tensor]] = {}
         for candidate in candidates:
             if candidate.form != form:
                 continue
-            packing = form.op.kernel(candidate.kernel).packing
-            key = (form.op.name, str(form.pattern), packing, candidate.config)
             try:
-                packed, table = prepare(form.op, matrix, [(None, candidate.kernel, candidate.config)])
+                packed, table = prepare(form.op, matrix, [(None, candidate.kernel, candidate.config)], known)
             except FAILURES as error:
-                refuse(f"{form.pattern}, {candidate.kernel}: {error}")
+                refuse(f"{form}, {candidate.kernel}: {error}")
                 continue
-            built.append(Built(candidate, shared.setdefault(key, packed), table))
+            built.append(Built(candidate, packed, table))
     return built
 
 
@@ -204,7 +203,7 @@ def refute(
     chosen = [
         c
         for c in candidates
-        if c.form.pattern == decision.stored
+        if (c.form.op.name, c.form.pattern) == (decision.op, decision.stored)
         and any((c.kernel, c.config) == (entry.kernel, entry.config) for entry in decision.kernels)
     ]
     refused: list[str] = []
@@ -225,7 +224,7 @@ def refute(
 def why_wrong(built: Built, x: Tensor, bias: Tensor | None, oracle: Oracle) -> str | None:
     """None if the candidate's answer is right by the error rule, else what is wrong with it."""
     candidate = built.candidate
-    name = f"{candidate.form.pattern}, {candidate.kernel} {candidate.config}".rstrip()
+    name = f"{candidate.form}, {candidate.kernel} {candidate.config}".rstrip()
     try:
         ratio = oracle.error_ratio(built.run(x, bias))
     except FAILURES as error:

@@ -145,7 +145,8 @@ class Plan:
 
     margin: what sparse had to gain over dense (0.05 is 5 %), None where the best sparse was taken in any case.
     memory: the cap on resident bytes, as a share of the dense weight's.
-    notes:  what a reader should know: twins, rows that were not measured, candidates that were refused.
+    notes:  what a reader should know: candidates that failed or were wrong, a machine that was not quiet.
+    untried: patterns and kernels that were left out before any timing, with the reason: most are for other devices.
     """
 
     choices: tuple[Choice, ...]
@@ -153,6 +154,7 @@ class Plan:
     margin: float | None = 0.05
     memory: float = 1.0
     notes: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names: set[str] = set()

@@ -70,7 +70,7 @@ def plan(
         choices = planner.choices(layers, seen, rows, tell, advance)
     if busy := others.warning():
         planner.notes[busy] = None
-    return Plan(choices, this_device(device), planner.margin, memory, tuple(planner.notes))
+    return Plan(choices, this_device(device), planner.margin, memory, tuple(planner.notes), tuple(planner.untried))
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -109,6 +109,7 @@ class Planner:
     timer: Timer
     device: torch.device
     notes: dict[str, None] = field(default_factory=dict)
+    untried: dict[str, None] = field(default_factory=dict)
     measured: list[Measured] = field(default_factory=list)
 
     def choices(
@@ -182,11 +183,10 @@ class Planner:
             unfit: list[str] = []
             built = build(subject.w, every, unfit.append)
             nothing = nothing if built or not unfit else "; ".join(unfit)
-            refused += unfit
             times = bench.times(subject, rows, built)
             self.measured.append(Measured(subject.name, key, found.density, times))
-            for reason in refused:
-                self.notes[f"{subject.name}: {reason}"] = None
+            for reasons, place in ((refused, self.untried), (unfit, self.notes)):
+                place.update({f"{subject.name}: {reason}": None for reason in reasons})
             decision = decide(times, subject.nbytes, self.margin, self.memory, nothing)
         else:
             decision = self._checked(subject, twin.times, rows, every, nothing)
@@ -203,8 +203,9 @@ class Planner:
                 return decision
             entry, reason = wrong
             self.notes[f"{subject.name}: {reason}"] = None
-            out = (decision.stored, entry.kernel, entry.config)
-            times = replace(times, sparse=tuple(t for t in times.sparse if (t.stored, t.kernel, t.config) != out))
+            out = (decision.op, decision.stored, entry.kernel, entry.config)
+            right = tuple(t for t in times.sparse if (t.op, t.stored, t.kernel, t.config) != out)
+            times = replace(times, sparse=right)
 
 
 def _nothing_sparse(found: Detection, tried: Sequence[Form], every: Sequence[Candidate], refused: Sequence[str]) -> str:

@@ -46,7 +46,9 @@ class Cluster:
             facts += [str(first.pattern), f"{_span([_percent(min(densities)), _percent(max(densities))])} kept"]
         if first.dense_bytes:
             before, after = (sum(getattr(c, name) for c in self.choices) for name in ("dense_bytes", "sparse_bytes"))
-            facts.append(_bytes(before) if before == after else f"{_bytes(before)} → {_bytes(after)}")
+            facts.append(
+                readable_bytes(before) if before == after else f"{readable_bytes(before)} → {readable_bytes(after)}"
+            )
         return (f"{count} layers: " if count > 1 else "") + " · ".join(facts)
 
 
@@ -73,8 +75,11 @@ def text(plan: Plan, width: int | None = None) -> str:
 def render(plan: Plan) -> Iterator[RenderableType]:
     """The page, part by part."""
     yield Text(f"Plan for {plan.device}", style=HEAVY)
-    yield Text("µs of one call, medians; gain is over the best dense on this device", style=LIGHT)
-    yield _grid([[Text(name, style=LIGHT) for name in COLUMNS]])
+    if nothing := nothing_to_gain(plan):
+        yield Text(nothing, style=HEAVY)
+    if any(choice.measurements for choice in plan.choices):
+        yield Text("µs of one call, medians; gain is over the best dense on this device", style=LIGHT)
+        yield _grid([[Text(name, style=LIGHT) for name in COLUMNS]])
     for cluster in clusters(plan.choices):
         for name in cluster.names:
             yield Text(name, style=HEAVY)
@@ -86,8 +91,27 @@ def render(plan: Plan) -> Iterator[RenderableType]:
             more = f" (and {len(reasons) - 1} reasons like it)" if len(reasons) > 1 else ""
             kept = "not sparse" if cluster.choices[0].measurements else "kept"
             yield Padding(Text(f"{kept}: {next(iter(reasons))}{more}", style="yellow"), (0, 0, 0, 2))
-    yield from _totals(plan)
+    yield from _totals(plan) if plan.choices else ()
     yield from _notes(plan)
+
+
+def nothing_to_gain(plan: Plan) -> str | None:
+    """Why no sparse layer can come of this plan, where that is plain before any time is looked at."""
+    usable = [choice for choice in plan.choices if choice.density is not None]
+    if not usable:
+        others = f" that it could take ({_counted(len(plan.choices), 'weight')} of other kinds)" if plan.choices else ""
+        return f"Nothing to gain here: ajour converts linear layers, and this model has none{others}."
+    if all(choice.density == 1 for choice in usable):
+        many = _counted(len(usable), "linear layer")
+        return (
+            f"Nothing to gain yet: {many} without a single zero. Prune the model first (`ajour limits` says what each "
+            "pattern could bring)."
+        )
+    return None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _grid(rows: Iterable[Sequence[Text]]) -> Table:
@@ -111,6 +135,8 @@ def _cells(choices: Sequence[Choice], place: int) -> list[Text]:
         what = Text(f"{entry.kernel} {entry.config}".rstrip(), style="green")
         if first.stored != first.pattern:
             what.append(f" as {first.stored}")
+        elif first.op == "split_linear":
+            what.append(" as 2:4 + rest")
     return [Text(str(m.rows)), what, *_gains([(c, place) for c in choices], len(choices), bool(what.style == "green"))]
 
 
@@ -127,24 +153,39 @@ def _totals(plan: Plan) -> Iterator[RenderableType]:
     """Sums over layers, for each number of rows by its place where layers saw different ones."""
     sparse = sum(c.op not in ("", "dense_linear") for c in plan.choices)
     better = sum(c.op == "dense_linear" for c in plan.choices)
-    line = Text(f"all {len(plan.choices)} layers: {sparse} become sparse", style=HEAVY)
-    line.append(f", {better} stay dense on a better kernel" if better else "")
+    line = Text(f"all {_counted(len(plan.choices), 'layer')}: {_become(sparse)} sparse", style=HEAVY)
+    line.append(f", {better} stay{'s' if better == 1 else ''} dense on a better kernel" if better else "")
     before, after = (sum(getattr(c, name) for c in plan.choices) for name in ("dense_bytes", "sparse_bytes"))
-    line.append(f"; weights {_bytes(before)} → {_bytes(after)}")
+    line.append(f"; weights {readable_bytes(before)} → {readable_bytes(after)}" if before else "")
     yield line
-    measured = [c for c in plan.choices if c.measurements]
-    rows = []
-    for place in range(max((len(c.measurements) for c in measured), default=0)):
-        here = [(c, place) for c in measured if len(c.measurements) > place]
-        counts = sorted({c.measurements[place].rows for c, _ in here})
-        rows.append([Text(_span(counts)), Text(f"{len(here)} layers"), *_gains(here, 1, True)])
+    rows = [[Text(span), Text(_counted(len(here), "layer")), *_gains(here, 1, True)] for span, here in _by_place(plan)]
     if rows:
         yield _grid(rows)
 
 
+def gains(plan: Plan) -> list[tuple[str, str]]:
+    """(numbers of rows, gain of all measured layers together over the best dense), as they are shown."""
+    found = []
+    for span, here in _by_place(plan):
+        dense, planned = (
+            sum(c.measurements[place].dense_us for c, place in here),
+            sum(c.chosen_us(c.measurements[place]) for c, place in here),
+        )
+        found.append((span, _times(dense, planned)))
+    return found
+
+
+def _by_place(plan: Plan) -> Iterator[tuple[str, list[tuple[Choice, int]]]]:
+    """(numbers of rows, the layers measured there) by the place of a measurement, as layers may see different rows."""
+    measured = [c for c in plan.choices if c.measurements]
+    for place in range(max((len(c.measurements) for c in measured), default=0)):
+        here = [(c, place) for c in measured if len(c.measurements) > place]
+        yield _span(sorted({c.measurements[place].rows for c, _ in here})), here
+
+
 def _notes(plan: Plan) -> Iterator[Text]:
     margin = "taken wherever a pattern fits" if plan.margin is None else f"taken where it gains {plan.margin:.0%}"
-    lines = [f"Sparse is {margin}; resident bytes are capped at {plan.memory:g}x of dense."]
+    lines = [f"Sparse is {margin}; resident bytes are capped at {plan.memory:g}x of dense."] * bool(plan.choices)
     if any(c.op == "dense_linear" for c in plan.choices):
         lines.append("What a better dense kernel brings is in `over today` only, never in `gain`.")
     if twins := sum(c.measured_on is not None for c in plan.choices):
@@ -152,10 +193,27 @@ def _notes(plan: Plan) -> Iterator[Text]:
     if gaps := sorted({gap for c in plan.choices for gap in _unmeasured(c)}):
         spans = ", ".join(f"{low}-{high}" for low, high in gaps)
         lines.append(f"Not measured: {spans} rows; there the choice for the larger number holds.")
+    if plan.untried:
+        left = _counted(len(set(map(_without_layer, plan.untried))), "other way")
+        lines.append(f"Not timed: {left} to run these layers, most of them for other devices (--json says why).")
+    yield Text("\n".join(lines), style=LIGHT)
+    yield from (Text(each, style="yellow") for each in warnings(plan))
+
+
+def warnings(plan: Plan) -> Iterator[str]:
+    """What casts doubt on the times, and the plan's notes."""
     wide = max((m.spread for c in plan.choices for m in c.measurements), default=0.0)
     if wide > NOISY:
-        lines.append(f"Times varied by up to {wide:.0%} (p20 to p80): this machine was not quiet.")
-    yield Text("\n".join([*lines, *_shortened(plan.notes)]), style=LIGHT)
+        yield f"Times varied by up to {wide:.0%} (p20 to p80): this machine was not quiet."
+    yield from _shortened(plan.notes)
+
+
+def _become(sparse: int) -> str:
+    return f"{sparse} become{'s' if sparse == 1 else ''}" if sparse else "none becomes"
+
+
+def _without_layer(note: str) -> str:
+    return note.partition(": ")[2] or note
 
 
 def _unmeasured(choice: Choice) -> Iterator[tuple[int, int]]:
@@ -192,7 +250,8 @@ def _us(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _bytes(value: float) -> str:
+def readable_bytes(value: float) -> str:
+    """1.42 MB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"

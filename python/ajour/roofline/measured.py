@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from ajour import huge_pages
 from ajour.formats.block import BlockMatrix
 from ajour.ops import BLOCK_LINEAR
 from ajour.ops.functional import problem_of
@@ -24,10 +25,17 @@ SECONDS = 0.5  # for each figure
 
 
 def facts_of(device: torch.device, dtypes: Iterable[torch.dtype]) -> DeviceFacts:
-    """This device for weights of these dtypes, with torch's present threads; takes seconds."""
+    """This device for weights of these dtypes, with torch's present threads; takes seconds, a bar says so."""
+    from ajour.planning.progress import bar
+
     timer = timer_for(device)
     wanted = dict.fromkeys([*dtypes, *([torch.bfloat16] if device.type == "cuda" else [])])
-    found = {dtype: measured(dtype, device, timer) for dtype in wanted}
+    found = {}
+    with bar(True, len(wanted)) as (tell, advance):
+        for dtype in wanted:
+            tell(f"the bandwidth and the rate of {str(dtype).removeprefix('torch.')} products")
+            found[dtype] = measured(dtype, device, timer)
+            advance()
     first = next(iter(found.values()))
     rates = {str(dtype).removeprefix("torch."): each.rate for dtype, each in found.items()}
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
@@ -42,8 +50,7 @@ def measured(dtype: torch.dtype, device: torch.device, timer: Timer, *, smoke: b
     """
     seconds = 0.01 if smoke else SECONDS
     size = 1 << 20 if smoke else max(64 << 20, COLD * last_level_cache(device))
-    source = torch.ones(size // 4, device=device)
-    target = torch.empty_like(source)
+    source, target = (_floats(size // 4, device) for _ in range(2))
     (copy,) = _times([lambda: target.copy_(source)], timer, seconds)
     bandwidth = 2 * size / copy
     if device.type == "cpu":  # reading alone is faster there
@@ -59,6 +66,12 @@ def measured(dtype: torch.dtype, device: torch.device, timer: Timer, *, smoke: b
     row = torch.ones(1, 32, dtype=dtype, device=device)
     (empty,) = _times([lambda: BLOCK_LINEAR.call(row, packed, None, table, "none")], timer, seconds)
     return Limits(bandwidth, 2 * side**3 / min(dense), empty)
+
+
+def _floats(count: int, device: torch.device) -> Tensor:
+    """Ones, in memory of the kind that packed weights lie in: huge pages are faster to read."""
+    made = huge_pages.empty(count, torch.float32) if device.type == "cpu" else torch.empty(count, device=device)
+    return made.fill_(1)
 
 
 def _times(calls: list[Callable[[], Tensor]], timer: Timer, seconds: float) -> list[float]:

@@ -70,8 +70,12 @@ class SizeLimits:
         known = [(name, gain) for name in HEADLINE if (gain := self.gains.get(name)) is not None]
         worth = [f"{name} {gain:.2f}x" for name, gain in known if gain >= HELPS]
         idle = [name for name, gain in known if gain < HELPS]
-        text = f"At {count(self.rows)}, at most: " + (", ".join(worth) or "nothing")
-        return text + (f". No gain from {', '.join(idle)}." if idle else ".")
+        at = f"At {count(self.rows)}"
+        if not worth:
+            return f"{at} nothing helps: the best of {', '.join(idle)} brings under {HELPS:.2f}x."
+        if len(worth) == 1 and idle:
+            return f"{at} only {worth[0]} helps, at most; no gain from {', '.join(idle)}."
+        return f"{at}, at most: {', '.join(worth)}." + (f" No gain from {', '.join(idle)}." if idle else "")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ajour.terms.problem import Problem
+
+
+@cache
+def config_of(config: str, product: str) -> str:
+    """The part of a configuration that is for one product: "forward", "dx" or "dw".
+
+    A layer that is trained names all three, "forward / dx / dw". Without a part of its own dx goes by the forward's,
+    and dw by its kernel's default, the empty one.
+    """
+    parts = config.split(" / ")
+    return {"forward": parts[0], "dx": (parts[1:] or parts)[0], "dw": "".join(parts[2:3])}[product]
 
 
 def no_configs(problem: Problem) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ajour.ops.masked_update.op import MASKED_ADAMW
 from ajour.train.mask import Mask
 from ajour.train.optimizer import MaskedOptimizer
-from ajour.train.settings import advance, column_table, refuse_settings
+from ajour.train.settings import column_table, refuse_settings
 
 
 class MaskedAdamW(MaskedOptimizer):
@@ -61,8 +61,7 @@ class MaskedAdamW(MaskedOptimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "amsgrad" if group["amsgrad"] else "adamw"
 
-    def _coefficients(self, group: Mapping[str, Any], states: list[dict[str, Any]], found_inf: Tensor | None) -> Tensor:
-        step = advance(states, found_inf)
+    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
         lr, (beta1, beta2) = group["lr"], group["betas"]
         correction1, correction2 = 1 - torch.pow(beta1, step), 1 - torch.pow(beta2, step)
         return column_table(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ajour.ops.masked_update.update import Slice, UpdateKernel, chunk_offsets, flat_kept
+from ajour.ops.masked_update.update import UpdateKernel, chunk_offsets, flat_kept
+from ajour.terms.errors import KernelError
 from ajour.train.mask import Mask
 
 STORAGES = ("dense", "compact")
@@ -28,7 +28,7 @@ class Held:
         self.mask: Mask | None = None
         self.part: Mask | None = None
         self.offsets: Tensor | None = None
-        self.sliced: Sliced | None = None
+        self.sharded = hasattr(parameter, "to_local")  # a DTensor, without importing torch.distributed
         self.seed = (seed ^ _shard(parameter) * 0x9E3779B1) & 0xFFFFFFFF
         if mask is not None:
             self.take(mask)
@@ -37,6 +37,21 @@ class Held:
     def local(self) -> Tensor:
         """What of the parameter lies in this process, without a graph."""
         return local(self.parameter)
+
+    def here(self) -> Tensor:
+        """The same, with a graph: asked in every step, where detaching costs more than all else."""
+        return self.local if self.sharded else self.parameter
+
+    def gradient(self) -> Tensor:
+        """What of the gradient lies in this process, contiguous; KernelError by name if a kernel can't read it."""
+        grad = self.parameter.grad
+        assert grad is not None
+        if grad.layout is not torch.strided:
+            raise KernelError(f"{self.name!r} has a gradient of layout {grad.layout}; expected a plain one")
+        if grad.dtype is not self.parameter.dtype:
+            expected = self.parameter.dtype
+            raise KernelError(f"{self.name!r} has a gradient of {grad.dtype}; expected {expected}, as the weight is")
+        return (local(grad) if self.sharded else grad).contiguous()
 
     @property
     def bits(self) -> Tensor | None:
@@ -68,19 +83,6 @@ class Held:
     def as_dense(self, stored: Tensor) -> Tensor:
         """The inverse of `as_stored`."""
         return spread(stored, self.bits, self.local.shape)
-
-
-@dataclass(frozen=True)
-class Sliced:
-    """A parameter as the last step's kernel read it, and the tensors that this was made of."""
-
-    stored: list[Tensor | None]
-    slice: Slice
-
-    def same(self, weight: Tensor, stored: list[Tensor | None]) -> bool:
-        """Whether it still stands: the weight in the same place (a copy never is) and the very same tensors."""
-        moved = weight.data_ptr() != self.slice.weight.data_ptr() or len(stored) != len(self.stored)
-        return not moved and all(a is b for a, b in zip(stored, self.stored, strict=True))
 
 
 def spread(stored: Tensor, bits: Tensor | None, shape: torch.Size) -> Tensor:

@@ -8,34 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.functional import pad
 
+from ajour.planning.timing import CudaTimer, Side, cpu_timer, differ, measure
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import Block, Pattern
+from ajour.train.block_products import BlockProducts
 from ajour.train.mask import Mask
 from ajour.train.masks import check_shape
 from ajour.train.units import ENTRIES, live_units
 
-
-def block_weight_gradient(dy: Tensor, x: Tensor, live: Tensor, pattern: Block) -> Tensor:
-    """dw: [n, k] = dy: [m, n] transposed @ x: [m, k] in the blocks where live: [n / rows, k / cols] is True, else +0.0.
-
-    One product for each block row, with the gathered columns of x.
-    """
-    n, k, m = dy.shape[1], x.shape[1], dy.shape[0]
-    r, c, (height, width) = pattern.rows, pattern.cols, live.shape
-    across = pad(dy.t(), (0, 0, 0, -n % r)).contiguous().view(height, r, m)
-    along = pad(x.t(), (0, 0, 0, -k % c)).contiguous().view(width, c, m)
-    dw = dy.new_zeros(height, r, width, c)
-    for row, columns in enumerate(live.nonzero()[:, 1].split(live.sum(1).tolist())):
-        if columns.numel():
-            dw[row, :, columns] = (across[row] @ along[columns].flatten(0, 1).t()).view(r, -1, c)
-    return dw.view(height * r, width * c)[:n, :k]
+DENSE, BLOCKS = "dense", "blocks"
 
 
-def masked_weight_gradient(dy: Tensor, x: Tensor, keep: Tensor) -> Tensor:
-    """The same at single entries, where keep: [n, k] is True; the dense product, and what the mask drops is +0.0."""
-    return torch.where(keep, dy.t() @ x, 0.0)
+def masked_weight_gradient(dy: Tensor, x: Tensor, mask: Mask) -> Tensor:
+    """dw: [n, k] = dy: [m, n] transposed @ x: [m, k] where the mask keeps the weight, else +0.0."""
+    dw = dy.t() @ x
+    mask.apply_(dw)
+    return dw
 
 
 class _Masked(torch.autograd.Function):
@@ -54,7 +43,9 @@ class _Masked(torch.autograd.Function):
         rows = dy.reshape(-1, dy.shape[-1])
         dx = (dy @ weight.to(dy.dtype)).to(x.dtype) if needs_x else None  # autocast may have rounded y
         dw = (
-            ctx.layer.gradient(rows, x.reshape(-1, x.shape[-1]).to(dy.dtype)).to(weight.dtype) if needs_weight else None
+            masked_weight_gradient(rows, x.reshape(-1, x.shape[-1]).to(dy.dtype), ctx.layer.mask).to(weight.dtype)
+            if needs_weight
+            else None
         )
         return dx, dw, rows.sum(0).to(ctx.bias_dtype) if needs_bias else None, None
 
@@ -65,11 +56,12 @@ class MaskedLinear(nn.Linear):
     It shares weight and bias with the layer that it is made of, so an optimizer goes on; the weight becomes +0.0
     outside the mask. SGD without decay and momentum then keeps it there, MaskedAdamW and MaskedSGD whatever they do.
 
-    What gets cheaper: with pattern=Block(rows, cols) the weight gradient is computed in live blocks only. What does
-    not: the forward and dx (dense products with a weight that holds zeros), and dw for single entries (a dense product
-    that is masked). On two threads of an AMD EPYC (Zen 5), 1024 rows of x, 3072 x 768 float32 in blocks of 32 x 32, dw
-    takes 22.9 ms dense, 10.4 at density 0.1, 14.6 at 0.2 and 26.5 at 0.5, where it no longer pays; forward and backward
-    together 71.0, 63.4, 62.9 and 74.1 ms. Not measured on a GPU.
+    products: "blocks" computes y, dx and dw through the live blocks alone, as a converted layer does, with the cost of
+    taking them out of the weight and putting dw back; "dense" computes dense products, and clears dw outside the mask.
+    None takes "blocks" where the pattern is Block(rows, cols), which needn't be faster: `mask_linears(..., rows=)`
+    measures both. Forward and backward of 1024 rows of x, 3072 x 768 float32 in blocks of 32 x 32, on one thread of an
+    AMD EPYC (Zen 5): 135 ms dense, 12.5 at density 0.1, 33 at 0.3, 39 at 0.5; of 32 rows 5.9, 1.6, 2.6 and 6.6.
+    Not measured on a GPU.
 
     `train.finish(model)` turns it back into the nn.Linear that plan and convert know.
 
@@ -79,9 +71,11 @@ class MaskedLinear(nn.Linear):
     """
 
     bits: Tensor
-    live: Tensor
 
-    def __init__(self, linear: nn.Linear, mask: Mask | Tensor | None = None, pattern: Pattern = ENTRIES) -> None:
+    def __init__(
+        self, linear: nn.Linear, mask: Mask | Tensor | None = None, pattern: Pattern = ENTRIES,
+        products: str | None = None,
+    ) -> None:  # fmt: skip
         nn.Module.__init__(self)
         if type(linear).forward is not nn.Linear.forward:
             raise PatternError(
@@ -91,16 +85,21 @@ class MaskedLinear(nn.Linear):
         if not isinstance(mask, Mask):
             mask = Mask.from_dense(linear.weight.detach() != 0 if mask is None else mask)
         self.weight, self.bias, self.pattern = linear.weight, linear.bias, pattern
+        self.products = products or (BLOCKS if isinstance(pattern, Block) else DENSE)
+        if self.products not in (DENSE, BLOCKS) or (self.products == BLOCKS and not isinstance(pattern, Block)):
+            raise PatternError(
+                f"products={products!r} with {pattern}: expected {DENSE!r}, or {BLOCKS!r} with Block(...)"
+            )
+        self._blocks: BlockProducts | None = None
         self.register_buffer("bits", mask.bits)
-        self.register_buffer("live", torch.empty(0), persistent=False)
         self.set_mask(mask)
 
     def set_mask(self, mask: Mask) -> None:
         """Another mask, after a schedule changed it; the weight becomes +0.0 outside. PatternError if unfit."""
         check_shape("weight", mask, self.weight)
-        self.live = live_units(mask.dense(), self.pattern, "weight").to(self.weight.device)
+        live_units(mask.dense(), self.pattern, "weight")
         self.bits = mask.bits.to(self.weight.device)
-        mask.apply_(self.weight)
+        mask.apply_(self.weight.detach())
 
     @property
     def mask(self) -> Mask:
@@ -109,14 +108,19 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x @ weight.T + bias."""
+        if self.products == BLOCKS:
+            return self._block_products().linear(input, self.weight, self.bias)
         y: Tensor = _Masked.apply(input, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
         return y
 
-    def gradient(self, dy: Tensor, x: Tensor) -> Tensor:
-        """dw: [n, k] of dy: [m, n] and x: [m, k], +0.0 outside the mask."""
-        if isinstance(self.pattern, Block):
-            return block_weight_gradient(dy, x, self.live, self.pattern)
-        return masked_weight_gradient(dy, x, self.mask.dense())
+    def _block_products(self) -> BlockProducts:
+        """For the weight's dtype and device and these very bits, which a file may have been read into."""
+        made, w = self._blocks, self.weight
+        if made is None or not made.serves(w, self.bits):
+            assert isinstance(self.pattern, Block)
+            live = live_units(self.mask.dense(), self.pattern, "weight")
+            made = self._blocks = BlockProducts(live, self.pattern, w, self.bits)
+        return made
 
     def to_linear(self) -> nn.Linear:
         """The nn.Linear with the same parameters."""
@@ -126,7 +130,7 @@ class MaskedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Sizes, pattern and density."""
-        return f"{super().extra_repr()}, {self.pattern}, density={self.mask.density:.3f}"
+        return f"{super().extra_repr()}, {self.pattern}, density={self.mask.density:.3f}, products={self.products}"
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], strict: bool,
@@ -150,9 +154,13 @@ class MaskedLinear(nn.Linear):
         self.set_mask(mask)  # and -0.0 becomes +0.0
 
 
-def mask_linears(model: nn.Module, masks: Mapping[str, Mask], pattern: Pattern = ENTRIES) -> nn.Module:
+def mask_linears(
+    model: nn.Module, masks: Mapping[str, Mask], pattern: Pattern = ENTRIES, rows: int | None = None
+) -> nn.Module:
     """Puts a MaskedLinear in the place of each nn.Linear whose weight has a mask, and returns the model.
 
+    rows: how many rows of x a training step brings. With it and pattern=Block(rows, cols) each layer's products are
+    the faster ones, measured now on random rows (`layer.products` says which); measure again when masks change much.
     Optimizers made before go on. Raises PatternError, before anything changes, for a mask that isn't an nn.Linear's
     weight or doesn't fit.
     """
@@ -165,7 +173,29 @@ def mask_linears(model: nn.Module, masks: Mapping[str, Mask], pattern: Pattern =
         live_units(masks[name].dense(), pattern, name)
     for name, mask in masks.items():
         parent, _, leaf = name.rpartition(".")[0].rpartition(".")
-        setattr(
-            model.get_submodule(parent), leaf, MaskedLinear(getattr(model.get_submodule(parent), leaf), mask, pattern)
-        )
+        layer = MaskedLinear(getattr(model.get_submodule(parent), leaf), mask, pattern)
+        if rows is not None and layer.products == BLOCKS:
+            layer.products = faster_products(layer, rows)
+        setattr(model.get_submodule(parent), leaf, layer)
     return model
+
+
+def faster_products(layer: MaskedLinear, rows: int) -> str:
+    """ "blocks" if a forward and backward of `rows` rows is measurably faster that way, else "dense"."""
+    w = layer.weight.detach()
+    bias = None if layer.bias is None else layer.bias.detach().clone().requires_grad_()
+    x = torch.randn(rows, layer.in_features, device=w.device).to(w.dtype).requires_grad_()
+    dy = torch.randn(rows, layer.out_features, device=w.device).to(w.dtype)
+    weight = w.clone().requires_grad_()
+    wanted = [t for t in (x, weight, bias) if t is not None]
+
+    def dense() -> object:
+        return torch.autograd.grad(_Masked.apply(x, weight, bias, layer), wanted, dy)  # type: ignore[no-untyped-call]
+
+    def blocks() -> object:
+        return torch.autograd.grad(layer._block_products().linear(x, weight, bias), wanted, dy)
+
+    timer = CudaTimer(graph=False) if w.device.type == "cuda" else cpu_timer
+    with torch.enable_grad():
+        first, second = measure([Side(DENSE, [dense]), Side(BLOCKS, [blocks])], timer)
+    return BLOCKS if second.median < first.median and differ(first, second) else DENSE

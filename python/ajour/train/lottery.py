@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ajour.magnitude import largest
 from ajour.terms.errors import ConversionError, PatternError
-from ajour.train.masks import Masks
+from ajour.train.mask import Mask
+from ajour.train.masks import Masks, check_shape
 from ajour.train.places import find_places, parametrize_all
 
 
@@ -55,19 +56,36 @@ def snapshot(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, 
     return {name: held[name].detach().clone() for name in chosen}
 
 
-def most_changed(model: nn.Module, before: Mapping[str, Tensor], count: int) -> Masks:
+def most_changed(
+    model: nn.Module, before: Mapping[str, Tensor], count: int, beside: Mapping[str, Mask] | None = None
+) -> Masks:
     """Masks of exactly `count` entries, over all parameters in `before`: those with the largest |now - before|.
 
-    Among equals the first in the order of `before`, then in row-major order. Raises PatternError unless count is
-    within the number of entries, and ConversionError for a name that isn't in the model.
+    beside: masks of rounds before, for the iterative form of Ansell et al. 2022: `count` further entries are chosen
+    among those that they don't keep, and the masks keep both. A round is: snapshot, train in full, most_changed, rewind
+    to the round's snapshot, train under the masks, finish. Among equals the first in the order of `before`, then in
+    row-major order. Raises PatternError unless count is within the number of entries that are left, or for a mask that
+    doesn't fit, and ConversionError for a name that isn't in the model.
     """
     places = find_places(model, before)
     moved = [(_wide(places[name].parameter) - _wide(old)).abs().flatten() for name, old in before.items()]
     sizes = [part.numel() for part in moved]
-    if not 0 <= count <= sum(sizes):
-        raise PatternError(f"count={count} is not within the {sum(sizes)} entries of {len(sizes)} parameters")
-    kept = largest(torch.cat(moved), count).split(sizes)
-    return Masks.from_tensors({name: k.view_as(before[name]) for (name, k) in zip(before, kept, strict=True)})
+    chosen = torch.cat([_chosen(name, old, beside or {}) for name, old in before.items()])
+    left = int((~chosen).sum())
+    if not 0 <= count <= left:
+        raise PatternError(f"count={count} is not within the {left} entries of {len(sizes)} parameters that are left")
+    kept = chosen.clone()
+    kept[~chosen] = largest(torch.cat(moved)[~chosen], count)
+    parts = zip(before, kept.split(sizes), strict=True)
+    return Masks.from_tensors({name: part.view_as(before[name]) for name, part in parts})
+
+
+def _chosen(name: str, old: Tensor, beside: Mapping[str, Mask]) -> Tensor:
+    """bool [numel]: what an earlier round chose."""
+    if name not in beside:
+        return torch.zeros(old.numel(), dtype=torch.bool, device=old.device)
+    check_shape(name, beside[name], old)
+    return beside[name].dense().to(old.device).view(-1)
 
 
 def rewind(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ajour._native import native
+from ajour.ops.masked_update.rows import DTYPES, rows
+from ajour.ops.masked_update.update import Slice
 from ajour.terms.errors import PatternError
 
 
@@ -77,8 +80,19 @@ class Mask:
 
     def apply_(self, weight: Tensor) -> None:
         """Sets the entries of `weight` (of `shape`) that are not kept to +0.0, whatever they were."""
-        with torch.no_grad():
-            weight.masked_fill_(~self.dense().to(weight.device), 0.0)
+        if (
+            weight.device.type == self.device.type == "cpu"
+            and weight.dtype in DTYPES
+            and weight.shape == self.shape
+            and weight.is_contiguous()
+        ):
+            flat = weight.detach().view(-1)
+            table = rows([Slice(flat, flat, self.bits, None, (), None)])
+            native.masked_clear(table.data_ptr(), 1, flat.element_size())
+            torch.autograd.graph.increment_version(weight)
+        else:
+            with torch.no_grad():
+                weight.masked_fill_(~self.dense().to(weight.device), 0.0)
 
     def __or__(self, other: Mask) -> Mask:
         return Mask(self.bits | self._alike(other).bits, self.shape)

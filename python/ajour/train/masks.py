@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ajour.importers.saved import FORMAT, mask_key
+from ajour.importers.torch_prune import is_prune_hook
 from ajour.layer_choice import LayerChoice, choose_layers, stored_parameter
 from ajour.layers import Layer, find_layers, is_conv1d, is_converted
 from ajour.magnitude import keep_largest, magnitudes
-from ajour.masks import is_prune_hook
 from ajour.terms.errors import FileError, PatternError
 from ajour.terms.pattern import NM, Dense, Pattern
 from ajour.train.mask import Mask
@@ -37,6 +38,7 @@ class Masks(MutableMapping[str, Mask]):
     def __init__(self, masks: Mapping[str, Mask], model: nn.Module | None = None) -> None:
         """Raises PatternError by name if `model` lacks a parameter, its shape differs, or it stands there twice."""
         self._masks = dict(masks)
+        self.version = 0  # counts changes, for those who share the masks
         self._parameters: dict[str, weakref.ref[Tensor]] = {}
         if model is not None:
             self.bind(model)
@@ -202,14 +204,18 @@ class Masks(MutableMapping[str, Mask]):
 
     @classmethod
     def load(cls, path: str | PathLike[str], model: nn.Module | None = None) -> Masks:
-        """Reads what `save` wrote, and checks it against `model`; FileError if the file is no such file."""
+        """Reads what `save` or `ajour.save` wrote, and checks it against `model`; FileError if there are no masks."""
         try:
             with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
                 about = file.metadata() or {}
-                if about.get("format") != _FORMAT or about.get("version") != str(_VERSION):
-                    raise FileError(f"{path} holds no masks of version {_VERSION}; write them with Masks.save")
-                shapes = json.loads(about["shapes"])
-                state = {name: file.get_tensor(name) for name in shapes}
+                key, place = ("masks", mask_key) if about.get("format") == FORMAT else ("shapes", str)
+                known = about.get("format") in (_FORMAT, FORMAT) and about.get("version") == str(_VERSION)
+                if not known or key not in about:
+                    raise FileError(
+                        f"{path} holds no masks of version {_VERSION}; write them with Masks.save or ajour.save(masks=)"
+                    )
+                shapes = json.loads(about[key])
+                state = {name: file.get_tensor(place(name)) for name in shapes}
         except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
             raise FileError(f"{path} could not be read: {error}") from error
         state |= {f"{name}:shape": torch.tensor(shape, dtype=torch.int64) for name, shape in shapes.items()}
@@ -225,9 +231,11 @@ class Masks(MutableMapping[str, Mask]):
                 f"{name!r}: expected a mask of {tuple(self._masks[name].shape)}, found {tuple(mask.shape)}"
             )
         self._masks[name] = mask
+        self.version += 1
 
     def __delitem__(self, name: str) -> None:
         del self._masks[name]
+        self.version += 1
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._masks)

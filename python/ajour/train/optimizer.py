@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ajour.ops.masked_update.update import STATES, Slice, Update, UpdateOp
+from ajour.ops.masked_update.update import STATES, Update, UpdateOp
 from ajour.terms.errors import KernelError, PatternError
-from ajour.train.held import STORAGES, Held, Sliced, local
+from ajour.train.held import STORAGES, Held, local
+from ajour.train.launch import Launch, Part
 from ajour.train.mask import Mask
 from ajour.train.masks import Masks, check_shape
 from ajour.train.stored_state import checked, loaded_groups, paired
@@ -52,6 +53,10 @@ class MaskedOptimizer(Optimizer):
         self.seed, self._kernel = seed, kernel
         self._held: dict[Tensor, Held] = {}
         self._uploaded: dict[Any, Any] = {}
+        self._launches: list[Launch] = []
+        self._prepared: tuple[int, list[str]] | None = None  # of what the launches were made, beside these two
+        self._parameters: list[Tensor] = []
+        self._states: list[dict[str, Any]] = []
         super().__init__(params, defaults)
         self._refuse_strangers()
 
@@ -59,8 +64,8 @@ class MaskedOptimizer(Optimizer):
         """The arithmetic of a group, one of RULES."""
         raise NotImplementedError
 
-    def _coefficients(self, group: Mapping[str, Any], states: list[dict[str, Any]], found_inf: Tensor | None) -> Tensor:
-        """float64 [states, 9] for one more step, which `states` count unless found_inf is not zero."""
+    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
+        """float64 [parameters, 9] for parameters of `group`; step: float64 [parameters], this one counted."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -73,20 +78,22 @@ class MaskedOptimizer(Optimizer):
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and not self.defaults["capturable"] and bool(found_inf):
             return loss  # a capturable step leaves that to the kernel, as reading it waits for the device
-        launches: dict[Key, list[tuple[list[Tensor], list[Slice], Tensor]]] = {}
-        for group in self.param_groups:
-            for key, parameters in self._alike(group).items():
-                slices = [self._slice(group, p) for p in parameters]
-                coefficients = self._coefficients(group, [self.state[p] for p in parameters], found_inf)
-                launches.setdefault(key, []).append((parameters, slices, coefficients))
-        for (kernel, rule, _, dtype, master), parts in launches.items():
-            stochastic = self.stochastic_rounding and dtype == torch.bfloat16 and not master
-            slices = [piece for _, each, _ in parts for piece in each]
-            coefficients = torch.cat([each for _, _, each in parts])
-            kernel.run(Update(rule, slices, coefficients, stochastic, grad_scale, found_inf, self._uploaded))
-            for parameter, piece in zip((p for each, _, _ in parts for p in each), slices, strict=True):
-                if not parameter.is_contiguous():  # the kernel worked on a copy
-                    self._held[parameter].local.copy_(piece.weight.view(self._held[parameter].local.shape))
+        if not self._stand():
+            self._prepare()
+        for launch in self._launches:
+            launch.take_gradients()
+        for launch in self._launches:
+            parts = [self._coefficients(part.group, part.advance(found_inf)) for part in launch.parts]
+            coefficients = parts[0] if len(parts) == 1 else torch.cat(parts)
+            stochastic = self.stochastic_rounding and launch.dtype == torch.bfloat16 and not launch.master
+            launch.kernel.run(
+                Update(
+                    launch.rule, launch.slices, coefficients, stochastic, grad_scale, found_inf, self._uploaded,
+                    launch.table,
+                )
+            )  # fmt: skip
+        for launch in self._launches:
+            launch.finish()
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -179,27 +186,49 @@ class MaskedOptimizer(Optimizer):
                     "model.named_parameters(), or leave the mask out"
                 )
 
-    def _alike(self, group: dict[str, Any]) -> dict[Key, list[Tensor]]:
-        """The parameters with a gradient, by what one launch must have in common; their states exist afterwards."""
-        found: dict[Key, list[Tensor]] = {}
-        rule = self._rule(group)
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            held = self._held[parameter]
-            if parameter.grad.layout != torch.strided:
-                raise KernelError(
-                    f"{held.name!r} has a gradient of layout {parameter.grad.layout}; expected a plain one"
-                )
-            self._follow(held)
-            state = self.state[parameter]
-            if "step" not in state:
-                self._begin(group, held, state)
-            key = held.kernel, rule, parameter.device, parameter.dtype, "master" in state
-            found.setdefault(key, []).append(parameter)
-        return found
+    def _trained(self) -> list[Tensor]:
+        """The parameters that have a gradient."""
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
 
-    def _begin(self, group: dict[str, Any], held: Held, state: dict[str, Any]) -> None:
+    def _rules(self) -> list[str]:
+        return [self._rule(group) for group in self.param_groups]
+
+    def _stand(self) -> bool:
+        """Whether the launches of the last step are those of this one, too."""
+        kept, trained, states = self._prepared, self._trained(), list(self.state.values())
+        return (
+            kept == (self.masks.version, self._rules())
+            and len(trained) == len(self._parameters) and all(map(is_, trained, self._parameters))
+            and len(states) == len(self._states) and all(map(is_, states, self._states))
+            and all(launch.stands() for launch in self._launches)
+        )  # fmt: skip
+
+    def _prepare(self) -> None:
+        """Makes the launches for the parameters that have a gradient; their states exist afterwards."""
+        found: dict[Key, tuple[list[Held], list[Part]]] = {}
+        for group in self.param_groups:
+            alike: dict[Key, list[Held]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault(self._ready(group, self._held[parameter]), []).append(self._held[parameter])
+            for key, each in alike.items():
+                held, parts = found.setdefault(key, ([], []))
+                held += each
+                parts.append(Part(group, [self.state[h.parameter] for h in each]))
+        self._launches = [Launch(key[0], key[1], *each) for key, each in found.items()]
+        self._prepared = self.masks.version, self._rules()
+        self._parameters, self._states = self._trained(), list(self.state.values())
+
+    def _ready(self, group: Mapping[str, Any], held: Held) -> Key:
+        """What parameters must have in common for one launch; checks the gradient, and begins or moves the state."""
+        held.gradient()
+        self._follow(held)
+        state, rule = self.state[held.parameter], self._rule(group)
+        if "step" not in state:
+            self._begin(group, held, state)
+        return held.kernel, rule, held.parameter.device, held.parameter.dtype, "master" in state
+
+    def _begin(self, group: Mapping[str, Any], held: Held, state: dict[str, Any]) -> None:
         nothing = torch.zeros_like(held.local, dtype=torch.promote_types(held.local.dtype, torch.float32))
         moments = dict.fromkeys(STATES[self._rule(group)], nothing)
         state.update(self._stored(held, {"step": torch.zeros(()), **moments}))
@@ -217,18 +246,3 @@ class MaskedOptimizer(Optimizer):
         state.update({name: held.as_stored(moment) for name, moment in dense.items()})
         if state:
             state["mask"] = held.bits
-
-    def _slice(self, group: dict[str, Any], parameter: Tensor) -> Slice:
-        """The parameter as a kernel reads it; what didn't change since the last step is taken from there."""
-        held, state, grad = self._held[parameter], self.state[parameter], parameter.grad
-        assert grad is not None
-        w = held.local
-        names = (*STATES[self._rule(group)], *(("master",) if "master" in state else ()))
-        stored = [held.bits, *(state[name] for name in names)]
-        if held.sliced is None or not held.sliced.same(w, stored):
-            flat = [state[name].view(-1) for name in names]
-            master = flat.pop() if "master" in state else None
-            offsets = held.offsets if names else None
-            flat_w = w.contiguous().view(-1)
-            held.sliced = Sliced(stored, Slice(flat_w, flat_w, held.bits, offsets, tuple(flat), master, held.seed))
-        return replace(held.sliced.slice, grad=local(grad).contiguous().view(-1))

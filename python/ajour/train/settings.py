@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -23,17 +21,6 @@ def refuse_settings(
             continue  # reading it would wait for the device
         if not value >= 0 or (name.startswith("beta") and not value < 1):
             raise KernelError(f"{optimizer}: {name}={float(value)} is out of range")
-
-
-def advance(states: list[dict[str, Any]], found_inf: Tensor | None) -> Tensor:
-    """Counts one step in each state, none where found_inf is not zero; float64 [states], the steps after it."""
-    steps = [state["step"] for state in states]
-    torch._foreach_add_(steps, 1.0)
-    if found_inf is not None and found_inf.device == steps[0].device:
-        skipped = (found_inf != 0).float().reshape(())
-        for step in steps:
-            step.sub_(skipped)
-    return torch.stack(steps).double()
 
 
 def column_table(like: Tensor, *columns: float | Tensor) -> Tensor:

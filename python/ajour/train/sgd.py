@@ -12,7 +12,7 @@ from ajour.ops.masked_update.op import MASKED_SGD
 from ajour.terms.errors import KernelError
 from ajour.train.mask import Mask
 from ajour.train.optimizer import MaskedOptimizer
-from ajour.train.settings import advance, column_table, refuse_settings
+from ajour.train.settings import column_table, refuse_settings
 
 
 class MaskedSGD(MaskedOptimizer):
@@ -62,8 +62,7 @@ class MaskedSGD(MaskedOptimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "momentum" if group["momentum"] else "sgd"
 
-    def _coefficients(self, group: Mapping[str, Any], states: list[dict[str, Any]], found_inf: Tensor | None) -> Tensor:
-        step = advance(states, found_inf)
+    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
         gain = torch.where(step == 1, 1.0, 1.0 - group["dampening"])
         return column_table(
             step, -1.0 if group["maximize"] else 1.0, group["weight_decay"], group["momentum"], gain,

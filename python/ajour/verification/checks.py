@@ -14,7 +14,7 @@ from ajour.layers import find_layers
 from ajour.memory import resident_bytes
 from ajour.nn import SparseLinear
 from ajour.planning.rows import untouched
-from ajour.verification.outputs import compare, run, run_reference
+from ajour.verification.outputs import compare, run, run_on_onednn, run_reference
 from ajour.verification.report import LayerReport, Report
 from ajour.verification.watch import Watch
 
@@ -34,8 +34,11 @@ def verify(model: nn.Module, reference: nn.Module, example: Any) -> Report:
         dense, exact, against = run_reference(reference, example)
         with untouched(model, sparse.values()), Watch(sparse) as watch:
             outputs = run(model, example)
-        error, limit = compare(outputs, dense, exact)
-        weights = {layer.name: layer.weight for layer in find_layers(reference) if layer.read is not None}
+        twins = {layer.name: layer for layer in find_layers(reference) if layer.read is not None}
+        served = [twins[name] for name, kernels in watch.by_layer.items() if "onednn" in kernels and name in twins]
+        other = run_on_onednn(reference, served, example) if served else None
+        error, limit = compare(outputs, dense, exact, other)
+        weights = {name: layer.weight for name, layer in twins.items()}
         layers = tuple(_layer(name, module, weights.get(name), watch) for name, module in sparse.items())
     failures = [f"outputs: the largest error is {error:.3g}, allowed are {limit:.3g}"] if not error <= limit else []
     failures += [failure for layer in layers for failure in _failures(layer, layer.name in weights)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ajour.masks import is_prune_hook
+from ajour.importers.torch_prune import is_prune_hook
+from ajour.layers import Layer
+from ajour.ops import DENSE_LINEAR
 from ajour.planning.rows import call, untouched
 from ajour.terms.errors import AjourError, VerificationError
 
@@ -46,6 +48,28 @@ def _in_float64(model: nn.Module) -> Iterator[None]:
                     hook(module, ())  # what it computed for the forward above was in float64
 
 
+def run_on_onednn(reference: nn.Module, layers: Sequence[Layer], example: Any) -> list[Tensor]:
+    """The reference's outputs with these of its layers computed by oneDNN, as converted ones may be."""
+    kernel = DENSE_LINEAR.kernel("onednn")
+    handles = []
+
+    def on_onednn(layer: Layer) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+            x, w = args[0], layer.weight()
+            flat: Tensor = kernel.run(x.reshape(-1, w.shape[1]), [w], layer.bias(), None, "none", None)
+            return flat.reshape(y.shape)
+
+        return hook
+
+    with untouched(reference):
+        try:
+            handles = [layer.module.register_forward_hook(on_onednn(layer)) for layer in layers]
+            return run(reference, example)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
 def run(model: nn.Module, example: Any) -> list[Tensor]:
     """Every floating-point tensor of the outputs, in order."""
     outputs = [call(model, inputs) for inputs in (example if isinstance(example, list) else [example])]
@@ -53,18 +77,24 @@ def run(model: nn.Module, example: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
 
-def compare(outputs: list[Tensor], dense: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
-    """The largest error and its limit, of the output that comes closest to its limit."""
+def compare(
+    outputs: list[Tensor], dense: list[Tensor], exact: list[Tensor], other: list[Tensor] | None = None
+) -> tuple[float, float]:
+    """The largest error and its limit, of the output that comes closest to its limit.
+
+    other: the dense outputs by another library that the model runs on too; the larger error of both is the bar.
+    """
     shapes, expected = [tuple(y.shape) for y in outputs], [tuple(y.shape) for y in dense]
     if shapes != expected or not shapes:
         raise VerificationError(
             f"there is nothing to compare: the model's outputs are {shapes}, the reference's {expected}"
         )
     pairs = [(0.0, 0.0)]
-    for y, y_dense, y_exact in zip(outputs, dense, exact, strict=True):
+    for y, y_dense, y_exact, y_other in zip(outputs, dense, exact, dense if other is None else other, strict=True):
         if y.numel():
             eps = torch.finfo(y_dense.dtype).eps
-            limit = 2 * _distance(y_dense, y_exact) + 4 * eps * _size(y_exact)
+            of_dense = max(_distance(y_dense, y_exact), _distance(y_other, y_exact))
+            limit = 2 * of_dense + 4 * eps * _size(y_exact)
             pairs.append((_distance(y, y_exact), 64 * eps * _size(y_dense) if y_exact is y_dense else limit))
     return max(pairs, key=lambda pair: (pair[0] / pair[1] if pair[1] else pair[0] and torch.inf, pair[1]))
 

@@ -37,6 +37,8 @@ class Report:
 
     error, limit: of the model's outputs, max|y - y64| <= 2 max|y_dense - y64| + 4 eps max|y64|, y64 the reference in
                   float64; where that can't run, max|y - y_dense| <= 64 eps max|y_dense|. `against` says which.
+                  y_dense is the reference's own and, where layers run on oneDNN, also with those on oneDNN: the
+                  larger error counts.
     calls:        of every op. bytes, reference_bytes: of the distinct memory of all parameters and buffers.
     notes:        what a reader should know: fast paths that were switched off.
     """

@@ -14,6 +14,7 @@
 struct uint2 {
   uint32_t x, y;
 };
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -41,7 +42,10 @@ inline void __syncwarp() {
   emulator::Block::current()->together({}, [](emulator::Exchange&) {});
 }
 inline void __threadfence() {}
-inline float4 __ldcg(const float4* at) { return *at; }
+template <class T>
+T __ldcg(const T* at) {
+  return *at;
+}
 inline unsigned atomicAdd(unsigned* at, unsigned by) {
   const unsigned before = *at;
   *at += by;
@@ -56,6 +60,16 @@ inline uint32_t __shfl_sync(uint32_t, uint32_t value, int lane) {
   return uint32_t(emulator::Block::current()->together({value}, [lane](emulator::Exchange& all) {
     for (int i = 0; i < 32; ++i) all.taken[i] = all.given[lane];
   })[0]);
+}
+
+inline float __shfl_xor_sync(uint32_t, float value, int mask) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits = uint32_t(emulator::Block::current()->together({bits}, [mask](emulator::Exchange& all) {
+    for (int i = 0; i < 32; ++i) all.taken[i] = all.given[i ^ mask];
+  })[0]);
+  std::memcpy(&value, &bits, 4);
+  return value;
 }
 
 namespace ajour::cuda {
@@ -121,6 +135,20 @@ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barr
     found.settle();
   });
 }
+
+template <class T>
+T load_once(const void* from) {
+  block().check_source(from, sizeof(T));
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(T)) emulator::fail("a load is off a multiple of its size");
+  T found;
+  std::memcpy(&found, from, sizeof found);
+  return found;
+}
+inline uint2 load_once_8(const void* from) {
+  const uint64_t found = load_once<uint64_t>(from);
+  return {uint32_t(found), uint32_t(found >> 32)};
+}
+inline uint32_t load_once_4(const void* from) { return load_once<uint32_t>(from); }
 
 // Rows of one matrix that share a bank would be read one after the other.
 inline void check_banks(const uint64_t* rows) {
@@ -253,6 +281,16 @@ void mma_sparse(float (&d)[4], const uint4& a, const uint32_t (&b)[4], uint32_t 
 }
 
 inline uint32_t shift_left(uint32_t value, int by) { return uint32_t(by) > 31 ? 0 : value << by; }
+inline uint64_t shift_left(uint64_t value, int by) { return uint32_t(by) > 63 ? 0 : value << by; }
+inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t which) {
+  const uint64_t both = low | uint64_t(high) << 32;
+  uint32_t picked = 0;
+  for (int i = 0; i < 4; ++i) {
+    if (which >> 4 * i & 8) emulator::fail("a byte is picked for its sign");
+    picked |= uint32_t(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return picked;
+}
 
 }  // namespace ptx
 }  // namespace ajour::cuda

@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.bitmap import BitmapMatrix
-from ajour.memory import on_host
-from ajour.ops.bitmap_linear.native_kernel import (
-    ACTIVATION_CODES,
-    FLOATS,
-    pack_rows,
-    rows_view,
-    unpack_rows,
-    why_not_float,
-)
+from ajour.ops.bitmap_linear.native_kernel import ACTIVATION_CODES, FLOATS, why_not_float
+from ajour.ops.bitmap_rows import pack_chunks, unpack_chunks
 from ajour.terms.kernel import Kernel
-from ajour.terms.pattern import Pattern
 from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry
 
@@ -36,26 +27,7 @@ def _configs(problem: Problem) -> tuple[str, ...]:
 
 
 def _pack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
-    n, k = matrix.shape
-    tensors = pack_rows(matrix)
-    rows, chunks = rows_view(tensors, n, k), native.chunks_of(k, int(config or WIDE))
-    values = torch.empty_like(tensors[0])
-    columns = torch.empty(values.shape, dtype=torch.int16)
-    index = torch.empty(native.chunk_index_size(rows, chunks), dtype=torch.int64)
-    native.pack_chunked_rows(rows, chunks, values.data_ptr(), columns.data_ptr(), index.data_ptr())
-    return [tensor.to(matrix.device) for tensor in (values, columns, index)]
-
-
-def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
-    n, k = shape
-    values, columns, index = (on_host(tensor) for tensor in packed)
-    rows = [
-        torch.empty_like(values),
-        torch.empty(n, -(-k // 64), dtype=torch.int64),
-        torch.empty(n + 1, dtype=torch.int64),
-    ]
-    native.unpack_chunked_rows(values.data_ptr(), columns.data_ptr(), index.data_ptr(), rows_view(rows, n, k))
-    return unpack_rows([tensor.to(packed[0].device) for tensor in rows], pattern, shape)
+    return pack_chunks(matrix, int(config or WIDE))
 
 
 def _run(
@@ -91,7 +63,7 @@ KERNEL = Kernel(
     packing="cpu_chunks",
     why_not=why_not_float,
     prepack=_pack,
-    unpack=_unpack,
+    unpack=unpack_chunks,
     run=_run,
     configs=_configs,
 )

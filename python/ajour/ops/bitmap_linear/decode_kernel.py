@@ -65,35 +65,12 @@ def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
     slabs, index, room = packed
-    n, k = entry.n, entry.k
-    stride, of_one_column = x.stride()
-    if of_one_column != 1:
-        x = x.contiguous()
-        stride = k
-    m, device = x.shape[0], x.get_device()
+    x, m, n, k = decode.columns_together(x), x.shape[0], entry.n, entry.k
     if m > decode.MOST_ROWS:
         return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
-    shape = decode.shape_of(decode.tokens_of(m), n, k, _COLUMNS, room.shape[0], entry.config, device)
-    y = x.new_empty(m, n)
-    scratch = x.new_empty(shape.scratch_bytes // 2) if shape.scratch_bytes else None
-    native.bitmap_decode(
-        slabs_of(n, k),
-        slabs.data_ptr(),
-        index.data_ptr(),
-        shape,
-        x.data_ptr(),
-        stride,
-        m,
-        0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
-        y.data_ptr(),
-        0 if scratch is None else scratch.data_ptr(),
-        entry.dtype == "bfloat16",
-        decode.ACTIVATION_CODES[activation],
-        device,
-        decode.stream_of(device),
-    )
-    return y
+    shape = decode.shape_of(decode.tokens_of(m), n, k, _COLUMNS, room.shape[0], entry.config, x.get_device())
+    head = (slabs_of(n, k), slabs.data_ptr(), index.data_ptr(), shape)
+    return decode.launch(native.bitmap_decode, head, shape.scratch_bytes // 2, x, bias, residual, activation, entry)
 
 
 KERNEL = Kernel(

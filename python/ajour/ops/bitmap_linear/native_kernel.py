@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.bitmap import BitmapMatrix
-from ajour.memory import on_host
+from ajour.ops.bitmap_rows import pack_rows, rows_view, unpack_rows
 from ajour.ops.dense import dense_kernels
 from ajour.terms.kernel import Kernel
-from ajour.terms.pattern import Pattern
 from ajour.terms.problem import ACTIVATIONS, Problem
 from ajour.terms.row_table import RowEntry
 
@@ -40,42 +37,8 @@ def why_not_float(problem: Problem) -> str | None:
     return None
 
 
-def rows_view(packed: Sequence[Tensor], n: int, k: int) -> Any:
-    """Bitmap rows as the compiled part sees them; the tensors must outlive it."""
-    values, bits, starts = packed
-    return native.BitmapRows(values.data_ptr(), bits.data_ptr(), starts.data_ptr(), n, k, values.element_size())
-
-
-def pack_rows(matrix: BitmapMatrix) -> list[Tensor]:
-    """From the canonical form; on the CPU, wherever the matrix is."""
-    n, k = matrix.shape
-    values, bitmaps, offsets = (on_host(tensor) for tensor in matrix.tensors().values())
-    packed = [
-        values.new_empty(values.numel() + native.VALUE_TAIL),
-        torch.empty(n, -(-k // 64), dtype=torch.int64),
-        torch.empty(n + 1, dtype=torch.int64),
-    ]
-    canonical = native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())
-    native.pack_bitmap_rows(canonical, rows_view(packed, n, k))
-    return packed
-
-
 def _pack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
     return [tensor.to(matrix.device) for tensor in pack_rows(matrix)]
-
-
-def unpack_rows(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
-    """The bit-exact inverse of `pack_rows`, on the tensors' device."""
-    n, k = shape
-    device, packed = packed[0].device, [on_host(tensor) for tensor in packed]
-    tile_rows, tile_cols = -(-n // 8), -(-k // 8)
-    values = packed[0].new_empty(packed[0].numel() - native.VALUE_TAIL)
-    bitmaps = torch.empty(tile_rows, tile_cols, dtype=torch.int64)
-    offsets = torch.empty(tile_rows * -(-tile_cols // 8) + 1, dtype=torch.int32)
-    canonical = native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())
-    native.unpack_bitmap_rows(rows_view(packed, n, k), canonical)
-    tensors = {"values": values, "bitmaps": bitmaps, "offsets": offsets}
-    return BitmapMatrix({name: t.to(device) for name, t in tensors.items()}, pattern, shape)
 
 
 def _run(

@@ -43,7 +43,7 @@ def _product(
         x = x.contiguous()
     m = x.shape[0]
     y = x.new_empty(m, entry.k if transposed else entry.n)
-    lent = native.BlockTensors(blocks.data_ptr(), *(index.data_ptr() for index in packed[1:6]), len(blocks))
+    lent = native.BlockTensors(blocks.data_ptr(), *[index.data_ptr() for index in packed[1:6]], blocks.shape[0])
     native.block_product(
         native.BlockLayout(entry.pattern.rows, entry.pattern.cols), entry.n, entry.k, transposed, lent,
         _DTYPES[entry.dtype], x.data_ptr(), m, x.stride(0), 0 if bias is None else bias.data_ptr(),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ajour import huge_pages
 from ajour._native import native
 from ajour.formats.block import BlockMatrix
 from ajour.memory import on_host
@@ -36,7 +37,7 @@ def _prepack(matrix: BlockMatrix, config: str) -> list[Tensor]:
     blocks = tensors["blocks"]
     layout = native.BlockLayout(matrix.pattern.rows, matrix.pattern.cols)
     value_count, index_count = native.block_panels_sizes(layout, n, k, len(blocks), blocks.element_size())
-    values = torch.empty(value_count, dtype=blocks.dtype)
+    values = huge_pages.empty(value_count, blocks.dtype)
     index = torch.empty(index_count, dtype=torch.int32)
     lent = native.BlockTensors(*(t.data_ptr() for t in tensors.values()), len(blocks))
     shape = native.WeightView(0, n, k, blocks.element_size())

@@ -35,10 +35,9 @@ class Config:
         return max(1, 16 // self.tile.warps)
 
     def within(self, out: int, deep: int) -> Config:
-        """For blocks with `out` columns of y and `deep` of x: descriptors need powers of two, boxes stay in a block."""
-        tma = self.tma and (out, deep) == (power_of_two(out), power_of_two(deep))
-        depth = min(self.tile.k, deep) if tma else self.tile.k
-        return Config(replace(self.tile, n=min(self.tile.n, power_of_two(out)), k=depth), tma, self.tf32)
+        """Cut to blocks with `out` columns of y and `deep` of x: the box of a descriptor stays in a block."""
+        depth = min(self.tile.k, deep) if self.tma else self.tile.k
+        return replace(self, tile=replace(self.tile, n=min(self.tile.n, power_of_two(out)), k=depth))
 
     def fits(self, dtype: str, is_large: bool) -> bool:
         """Whether the tiles of x and w in flight fit shared memory."""
@@ -64,6 +63,18 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
+def no_descriptors(pattern: Block, widths: tuple[int, ...], itemsize: int, capability: tuple[int, int]) -> str | None:
+    """Why x, of one of these widths, and the blocks can't come by tensor descriptors; None where they can."""
+    sides = pattern.rows, pattern.cols
+    if sides != (power_of_two(pattern.rows), power_of_two(pattern.cols)):
+        return f"tensor descriptors take blocks whose sides are powers of two from 16 on, these are {pattern}"
+    if any(width * itemsize % 16 for width in widths):
+        return f"tensor descriptors take rows of a multiple of 16 bytes, these are {max(widths)}x{itemsize}"
+    if capability < (9, 0):
+        return "tensor descriptors need compute capability 9.0, this device has " + ".".join(map(str, capability))
+    return None
+
+
 def configs(problem: Problem) -> tuple[str, ...]:
     """Tiles for so many rows, the likely best one first; without tf32, which only a caller may ask for.
 
@@ -82,10 +93,10 @@ def configs(problem: Problem) -> tuple[str, ...]:
         shapes = ((128, 64, 8, 3), (128, 32, 8, 4), (64, 64, 4, 3), (64, 32, 4, 4))
         tiles = [Tile(m, min(out, 128), depth, warps, stages) for m, depth, warps, stages in shapes]
     found = [Config(tile) for tile in tiles]
-    aligned = problem.k % (4 if problem.dtype == "float32" else 8) == 0
-    powers = (out, deep) == (problem.pattern.rows, problem.pattern.cols)
-    capability = problem.capability or (0, 0)
-    if problem.dtype != "float32" and aligned and powers and capability >= (9, 0):
+    capability, itemsize = problem.capability or (0, 0), 4 if problem.dtype == "float32" else 2
+    # both widths, as dx may go by the configuration of the forward
+    refusal = no_descriptors(problem.pattern, (problem.n, problem.k), itemsize, capability)
+    if problem.dtype != "float32" and refusal is None:
         described = [Config(replace(tile, k=min(tile.k, deep), stages=4), tma=True) for tile in tiles]
         # small blocks leave too little to each step of one block at a time
         found = [*described, *found] if deep >= 64 else [*found, *described]

@@ -16,9 +16,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import triton
-from ajour.ops.block_linear.scheduled import longest_first
-from ajour.ops.block_linear.triton_configs import Config, configs, parse, why_not
-from ajour.ops.triton_tile import finish, launch, unit_rows
+from ajour.ops.block_linear.scheduled import remembered_order
+from ajour.ops.block_linear.triton_configs import Config, configs, no_descriptors, parse, why_not
+from ajour.ops.triton_tile import capability_of, finish, launch, unit_rows
+from ajour.terms.errors import KernelError
+from ajour.terms.kernel import config_of
 from ajour.terms.pattern import Block
 from ajour.terms.row_table import RowEntry
 
@@ -232,16 +234,18 @@ def run(
 ) -> Tensor:
     """y: [m, n] for the canonical tensors of a BlockMatrix, with or without the two orders behind them."""
     blocks, offsets, columns = packed[:3]
-    schedule = packed[6] if len(packed) > 6 else longest_first(offsets)
+    schedule = packed[6] if len(packed) > 6 else remembered_order(offsets)
     lists = (offsets, columns, None, schedule)
-    return _product(x, blocks, lists, bias, residual, activation, entry, entry.n, entry.k, False)
+    config = config_of(entry.config, "forward")
+    return _product(x, blocks, lists, bias, residual, activation, entry, config, False)
 
 
 def run_t(dy: Tensor, packed: Sequence[Tensor], entry: RowEntry) -> Tensor:
     """dy: [m, n] @ w: [m, k], through the transposed index."""
     blocks, _, _, rows, offsets, order = packed[:6]
-    schedule = packed[7] if len(packed) > 7 else longest_first(offsets)
-    return _product(dy, blocks, (offsets, rows, order, schedule), None, None, "none", entry, entry.k, entry.n, True)
+    schedule = packed[7] if len(packed) > 7 else remembered_order(offsets)
+    lists = (offsets, rows, order, schedule)
+    return _product(dy, blocks, lists, None, None, "none", entry, config_of(entry.config, "dx"), True)
 
 
 def _product(
@@ -252,17 +256,19 @@ def _product(
     residual: Tensor | None,
     activation: str,
     entry: RowEntry,
-    out_width: int,
-    in_width: int,
+    named: str,
     transposed: bool,
 ) -> Tensor:
     pattern = entry.pattern
     assert isinstance(pattern, Block)
     out, deep = (pattern.cols, pattern.rows) if transposed else (pattern.rows, pattern.cols)
-    config = parse(entry.config).within(out, deep)
+    out_width, in_width = (entry.k, entry.n) if transposed else (entry.n, entry.k)
+    config = parse(named).within(out, deep)
+    if config.tma and (refusal := no_descriptors(pattern, (in_width,), x.element_size(), capability_of(x.device))):
+        raise KernelError(f"block_linear can't run the configuration {named!r}: {refusal}; plan with another one")
     m, blocks = x.shape[0], blocks.contiguous()
     y = x.new_empty(m, out_width)
-    described = config.tma and in_width % (16 // x.element_size()) == 0 and len(blocks) > 0
+    described = config.tma and len(blocks) > 0  # where no block is live nothing is read
     x = _aligned(x) if described else unit_rows(x)
     tile = config.tile
     tiles = triton.cdiv(m, tile.m) * triton.cdiv(out_width, out) * triton.cdiv(out, tile.n)

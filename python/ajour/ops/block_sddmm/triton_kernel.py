@@ -6,22 +6,32 @@ Shares are summed afterwards, in order: the same bits in every run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 import triton
+from ajour.ops.block_sddmm.triton_configs import Config, configs, default, parse, power_of_two, why_not
 from ajour.ops.triton_tile import launch, unit_rows
 from ajour.terms.pattern import Block
-from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry
 
-WIDE = 64  # columns of x side by side: what the tensor cores of sm_90 take at least
-TOKENS = {2: 64, 4: 32}  # at a time, by bytes of an element
-FEW = 264  # programs below which tokens are shared: two for each multiprocessor of an H100
-MOST_SHARES = 16
+__all__ = ["configs", "run", "why_not"]
+
+
+@triton.jit
+def group_of(row_offsets, block_rows, TOGETHER: tl.constexpr):
+    """(block row, first block, end of what may join it) of this program: one live block, or some of one block row."""
+    if TOGETHER == 1:
+        first = tl.program_id(0)
+        block_row = tl.load(block_rows + first)
+        end = first + 1
+    else:
+        block_row = tl.program_id(0)
+        first = tl.load(row_offsets + block_row) + tl.program_id(1) * TOGETHER
+        end = tl.load(row_offsets + block_row + 1)
+    return block_row, first, end
 
 
 @triton.jit(do_not_specialize=["m", "share"])
@@ -31,6 +41,7 @@ def block_sddmm(
     x,
     row_offsets,
     block_columns,
+    block_rows,
     m,
     n,
     k,
@@ -47,8 +58,7 @@ def block_sddmm(
     ADD: tl.constexpr,
 ):
     """gradient: [live, ROWS, COLS], += if ADD; each share of `share` tokens has its own, `size` elements apart."""
-    first = tl.load(row_offsets + tl.program_id(0)) + tl.program_id(1) * TOGETHER
-    end = tl.load(row_offsets + tl.program_id(0) + 1)
+    block_row, first, end = group_of(row_offsets, block_rows, TOGETHER)
     if first >= end:
         return
     lane = tl.arange(0, TOGETHER * SIDE)
@@ -58,7 +68,7 @@ def block_sddmm(
     columns = tl.load(block_columns + p, mask=p < end, other=0) * COLS + within
     columns = tl.max_contiguous(tl.multiple_of(columns, VECTOR), VECTOR)
     inside = tl.arange(0, TILE_N)
-    rows = tl.program_id(0) * ROWS + inside
+    rows = block_row * ROWS + inside
     begin = tl.program_id(2) * share
     stop = tl.minimum(begin + share, m)
     acc = tl.zeros((TOGETHER * SIDE, TILE_N), tl.float32)
@@ -84,50 +94,28 @@ def block_sddmm(
     tl.store(at, acc.to(gradient.dtype.element_ty), mask=mask)
 
 
-def why_not(problem: Problem) -> str | None:
-    """Refuses blocks that tensor cores would mostly multiply as padding, and those too large for one program."""
-    assert isinstance(problem.pattern, Block)
-    sides = problem.pattern.rows, problem.pattern.cols
-    if min(sides) < 16 or max(sides) > 128:
-        return f"the Triton kernel takes blocks of 16x16 to 128x128, this is {problem.pattern}"
-    return None
-
-
-class Shape(NamedTuple):
-    """What one program computes: `together` blocks of `side` columns by `tile_n` rows, both padded to powers of two."""
-
-    side: int
-    together: int
-    tile_n: int
-
-    @property
-    def warps(self) -> int:
-        """As many as keep the sums in registers."""
-        return 8 if self.side * self.together * self.tile_n >= 128 * 64 else 4
-
-
-def shape_of(pattern: Block) -> Shape:
-    """Blocks side by side until the tensor cores have what they take at least."""
-    side, tile_n = (max(16, triton.next_power_of_2(each)) for each in (pattern.cols, pattern.rows))
-    return Shape(side, max(1, WIDE // side), tile_n)
-
-
 def run(gradient: Tensor, dy: Tensor, x: Tensor, index: Sequence[Tensor], accumulate: bool, entry: RowEntry) -> None:
     """Writes or adds the live blocks of dy: [m, n].T @ x: [m, k]."""
     pattern = entry.pattern
     assert isinstance(pattern, Block)
-    dy, x, m, shape = unit_rows(dy), unit_rows(x), x.shape[0], shape_of(pattern)
-    grid = (triton.cdiv(entry.n, pattern.rows), triton.cdiv(triton.cdiv(entry.k, pattern.cols), shape.together))
-    tokens = TOKENS[x.element_size()]
-    # by the number of blocks, which is known without asking the device
-    shares = min(MOST_SHARES, max(1, FEW * shape.together // len(gradient)), triton.cdiv(m, 4 * tokens))
-    share = triton.cdiv(triton.cdiv(m, shares), tokens) * tokens
+    config = parse(entry.config) if entry.config else default(pattern, entry.dtype)
+    dy, x, m, shares = unit_rows(dy), unit_rows(x), x.shape[0], config.shares
+    share = triton.cdiv(triton.cdiv(m, shares), config.tokens) * config.tokens
     to = gradient if shares == 1 else gradient.new_empty((shares, *gradient.shape), dtype=torch.float32)
     launch(
-        block_sddmm, (*grid, shares), to, dy, x, index[0], index[1], m, entry.n, entry.k, dy.stride(0), x.stride(0),
-        share, gradient.numel(), ROWS=pattern.rows, COLS=pattern.cols, TILE_N=shape.tile_n, TOGETHER=shape.together,
-        SIDE=shape.side, TILE_M=tokens, ADD=accumulate and shares == 1, num_warps=shape.warps, num_stages=3,
+        block_sddmm, (*_grid(entry, pattern, config, len(gradient)), shares), to, dy, x, *index[:3], m, entry.n,
+        entry.k, dy.stride(0), x.stride(0), share, gradient.numel(), ROWS=pattern.rows, COLS=pattern.cols,
+        TILE_N=power_of_two(pattern.rows), TOGETHER=config.together, SIDE=power_of_two(pattern.cols),
+        TILE_M=config.tokens, ADD=accumulate and shares == 1, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if shares > 1:
         total = to.sum(0)
         gradient.copy_(gradient + total if accumulate else total)
+
+
+def _grid(entry: RowEntry, pattern: Block, config: Config, live: int) -> tuple[int, int]:
+    """Programs for every block, or for every group of them that some block row may have."""
+    if config.together == 1:
+        return live, 1
+    groups = triton.cdiv(triton.cdiv(entry.k, pattern.cols), config.together)
+    return triton.cdiv(entry.n, pattern.rows), groups

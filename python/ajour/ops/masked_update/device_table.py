@@ -17,7 +17,7 @@ def on_device(update: Update) -> tuple[Tensor, Tensor, Tensor]:
     None in between.
     """
     device = update.slices[0].weight.device
-    table = rows(update.slices)
+    table = rows(update.slices) if update.table is None else update.table
     key = update.rule, update.dtype, device, update.slices[0].master is None
     before = update.uploaded.get(key)
     if before is None or not torch.equal(before[0], table):
@@ -28,6 +28,6 @@ def on_device(update: Update) -> tuple[Tensor, Tensor, Tensor]:
             )
         counts = torch.tensor([chunks(piece) for piece in update.slices])
         chunk_rows = torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int32), counts)
-        before = update.uploaded[key] = (table, table.to(device), chunk_rows.to(device))
+        before = update.uploaded[key] = (table.clone(), table.to(device), chunk_rows.to(device))
     coefficients = update.coefficients.to(torch.float32).to(device, non_blocking=True).contiguous()
     return before[1], before[2], coefficients

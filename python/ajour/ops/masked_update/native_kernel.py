@@ -22,7 +22,8 @@ def run(update: Update) -> None:
     """Performs the update in place."""
     if update.found_inf is not None and bool(update.found_inf):
         return
-    table, coefficients = rows(update.slices), update.coefficients.float().contiguous()
+    table = rows(update.slices) if update.table is None else update.table
+    coefficients = update.coefficients.float().contiguous()
     scale = 1.0 if update.grad_scale is None else float(update.grad_scale)
     native.masked_update(
         table.data_ptr(), len(update.slices), coefficients.data_ptr(), RULES.index(update.rule),

@@ -34,7 +34,7 @@ def _step(update: Update, piece: Slice, c: dict[str, float], scale: float) -> No
             t.zero_()
             t[kept] = values.to(t.dtype)
 
-    g = read(piece.grad, False) * (c["sign"] / scale)
+    g = read(piece.grad.view(-1), False) * (c["sign"] / scale)
     w = read(piece.master, compact) if piece.master is not None else read(piece.weight, False)
     states = [read(state, compact) for state in piece.states]
     w = _adamw(w, g, states, c) if update.rule in ("adamw", "amsgrad") else _sgd(w, g, states, c)

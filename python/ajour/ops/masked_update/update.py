@@ -24,9 +24,9 @@ ADAMW = ("sign", "decay", "blend1", "beta2", "blend2", "correction2", "eps", "ra
 SGD = ("sign", "decay", "momentum", "gain", "nesterov", "unused", "unused", "rate", "step")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Slice:
-    """One parameter, flat and contiguous.
+    """One parameter, flat and contiguous; all but the gradient stays from one step to the next.
 
     weight, grad: [numel] of one dtype. bits: uint8 [ceil(numel / 8)], 1 is kept, or None, which keeps all.
     offsets:      None where states and master are [numel]; else they are [kept], and offsets: int64 [chunks] says how
@@ -51,7 +51,7 @@ class Update:
 
     stochastic: round bfloat16 weights without a master up or down at random. The gradient counts as grad / grad_scale,
     and nothing happens where found_inf is not zero (both one float32 on the device, or None). uploaded: where a GPU's
-    kernels keep their table from one step to the next; the optimizer's.
+    kernels keep their table from one step to the next; the optimizer's. table: `rows` of the slices, if made already.
     """
 
     rule: str
@@ -61,6 +61,7 @@ class Update:
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
     uploaded: dict[Any, Any] = field(default_factory=dict)
+    table: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:

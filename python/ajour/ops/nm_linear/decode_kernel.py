@@ -1,6 +1,7 @@
 """nm_linear for 1 to 64 rows on a GPU, at the speed of memory: slabs in the order of the tensor cores, in CUDA.
 
-2:4 goes through the sparse tensor cores. Other patterns with a group of 4, 8, 16 or 32 are expanded in registers; they
+2:4 goes through the sparse tensor cores; for 1 to 4 rows a configuration "lanes ..." multiplies the same slabs on CUDA
+cores, for the planner to compare. Other patterns with a group of 4, 8, 16 or 32 are expanded in registers; they
 gain by their bytes.
 """
 
@@ -21,6 +22,8 @@ from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry
 
 GROUPS = (4, 8, 16, 32)
+LANES = "lanes "  # before the rest of a configuration
+LANES_ROWS = 4  # of x, at most
 
 
 def _why_not(problem: Problem) -> str | None:
@@ -33,52 +36,41 @@ def _why_not(problem: Problem) -> str | None:
     return decode.why_no_room(problem, layout.columns, layout.slab_bytes)
 
 
+def _configs(problem: Problem) -> tuple[str, ...]:
+    """Those of every decode kernel, and for 2:4 with few rows the likely best of them without tensor cores."""
+    found = decode.configs(problem)
+    if problem.pattern == NM(2, 4) and problem.m <= LANES_ROWS:
+        return (*found, *(LANES + config for config in found[:2]))
+    return found
+
+
 @cache
-def _launch(keep: int, group: int, n: int, k: int, tokens: int, config: str, device: int) -> tuple[Any, Any, int]:
-    """Layout, shape, and elements of scratch: the same in every call of a layer. Keyed by numbers, which hash fast."""
+def _launch(keep: int, group: int, n: int, k: int, tokens: int, config: str, device: int) -> tuple[Any, Any, Any, int]:
+    """Product, layout, shape, words of scratch: the same in every call of a layer. Numbers as keys hash fast."""
     layout = slabs.layout_of(NM(keep, group), n, k)
-    shape = decode.shape_of(tokens, n, k, layout.columns, layout.slab_bytes, config, device)
-    return layout, shape, shape.scratch_bytes // 2
+    product = native.lanes_decode if config.startswith(LANES) else native.nm_decode
+    shape = decode.shape_of(tokens, n, k, layout.columns, layout.slab_bytes, config.removeprefix(LANES), device)
+    return product, layout, shape, shape.scratch_bytes // 2
 
 
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
-    stride, of_one_column = x.stride()
-    if of_one_column != 1:
-        x = x.contiguous()
-        stride = entry.k
-    m, device, pattern = x.shape[0], x.get_device(), entry.pattern
-    if m > decode.MOST_ROWS:
-        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
-    layout, shape, room = _launch(
+    x, m, pattern = decode.columns_together(x), x.shape[0], entry.pattern
+    most = LANES_ROWS if entry.config.startswith(LANES) else decode.MOST_ROWS
+    if m > most:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, most)
+    product, layout, shape, room = _launch(
         pattern.keep,  # type: ignore[union-attr]
         pattern.group,  # type: ignore[union-attr]
         entry.n,
         entry.k,
         decode.tokens_of(m),
         entry.config,
-        device,
+        x.get_device(),
     )
-    y = x.new_empty(m, entry.n)
-    scratch = x.new_empty(room) if room else None
-    native.nm_decode(
-        layout,
-        packed[0].data_ptr(),
-        shape,
-        x.data_ptr(),
-        stride,
-        m,
-        0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
-        y.data_ptr(),
-        0 if scratch is None else scratch.data_ptr(),
-        entry.dtype == "bfloat16",
-        decode.ACTIVATION_CODES[activation],
-        device,
-        decode.stream_of(device),
-    )
-    return y
+    head = (layout, packed[0].data_ptr(), shape)
+    return decode.launch(product, head, room, x, bias, residual, activation, entry)
 
 
 KERNEL = Kernel(
@@ -88,5 +80,5 @@ KERNEL = Kernel(
     prepack=slabs.prepack,
     unpack=slabs.unpack,
     run=_run,
-    configs=decode.configs,
+    configs=_configs,
 )

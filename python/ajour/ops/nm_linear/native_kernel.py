@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ajour import huge_pages
 from ajour._native import native
 from ajour.formats.nm import NMMatrix
-from ajour.memory import on_host
 from ajour.ops.dense import dense_kernels
+from ajour.ops.nm_panels import layout_of, pack_panels, panels_of, unpack_panels
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import NM, Pattern
 from ajour.terms.problem import ACTIVATIONS, Problem
@@ -24,18 +22,8 @@ _DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 _ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
 _ONEDNN, _ATEN = dense_kernels(NMMatrix)
 _FEWEST_ROWS_TO_EXPAND = 64
-_HUGE = 8 << 20  # bytes; smaller blocks come back from the allocator with their pages
+_LARGE = 8 << 20  # bytes; smaller blocks come back from the allocator with their pages
 _nm_linear = native.nm_linear
-
-
-@cache
-def _layout(n: int, k: int, keep: int, group: int, dtype: str) -> Any:
-    return native.NMPanels(n, k, keep, group, 4 if dtype == "float32" else 2, dtype == "bfloat16")
-
-
-def _layout_of(pattern: Pattern, shape: tuple[int, int], dtype: torch.dtype) -> Any:
-    assert isinstance(pattern, NM)
-    return _layout(*shape, pattern.keep, pattern.group, str(dtype).removeprefix("torch."))
 
 
 def _why_not(problem: Problem) -> str | None:
@@ -53,24 +41,12 @@ def _why_not_expand(problem: Problem) -> str | None:
 
 
 def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
-    layout = _layout_of(matrix.pattern, matrix.shape, matrix.dtype)
-    values, positions = (on_host(t) for t in matrix.tensors().values())
-    panels = torch.empty(layout.values, dtype=matrix.dtype)
-    codes = torch.empty(layout.code_bytes, dtype=torch.uint8)
-    native.pack_nm_panels(layout, values.data_ptr(), positions.data_ptr(), panels.data_ptr(), codes.data_ptr())
-    return [panels.to(matrix.device), codes.to(matrix.device)]
+    return pack_panels(matrix)
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> NMMatrix:
     assert isinstance(pattern, NM)
-    panels, codes = (on_host(t) for t in packed)
-    canonical, (n, k) = native.NMLayout(pattern.keep, pattern.group), shape
-    values = torch.empty(n, canonical.kept(k), dtype=panels.dtype)
-    positions = torch.empty(n, canonical.position_bytes(k), dtype=torch.uint8)
-    layout = _layout_of(pattern, shape, panels.dtype)
-    native.unpack_nm_panels(layout, panels.data_ptr(), codes.data_ptr(), values.data_ptr(), positions.data_ptr())
-    device = packed[0].device
-    return NMMatrix({"values": values.to(device), "positions": positions.to(device)}, pattern, shape)
+    return unpack_panels(packed, pattern, shape)
 
 
 def _run(
@@ -84,7 +60,7 @@ def _run(
     m, n, dtype, pattern = x.shape[0], entry.n, entry.dtype, entry.pattern
     y = x.new_empty(m, n)
     _nm_linear(
-        _layout(n, entry.k, pattern.keep, pattern.group, dtype),  # type: ignore[union-attr]
+        panels_of(n, entry.k, pattern.keep, pattern.group, dtype),  # type: ignore[union-attr]
         panels.data_ptr(),
         codes.data_ptr(),
         x.data_ptr(),
@@ -100,17 +76,14 @@ def _run(
 
 
 def _expanded(panels: Tensor, codes: Tensor, entry: RowEntry) -> Tensor:
-    """The dense weight, in huge pages where it is large: 10 ms against 35 ms in common ones for 64 MiB (Zen 5)."""
-    size = entry.n * entry.k * panels.element_size()
-    if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        w = torch.frombuffer(memory, dtype=panels.dtype).view(entry.n, entry.k)
-    else:
-        w = panels.new_empty(entry.n, entry.k)
-    layout = _layout_of(entry.pattern, (entry.n, entry.k), panels.dtype)
+    """The dense weight, on huge pages where it is large: 10 ms against 35 ms in common ones for 64 MiB (Zen 5)."""
+    count = entry.n * entry.k
+    large = count * panels.element_size() >= _LARGE
+    w = huge_pages.empty(count, panels.dtype) if large else panels.new_empty(count)
+    assert isinstance(entry.pattern, NM)
+    layout = layout_of(entry.pattern, (entry.n, entry.k), panels.dtype)
     native.nm_expand(layout, panels.data_ptr(), codes.data_ptr(), w.data_ptr())
-    return w
+    return w.view(entry.n, entry.k)
 
 
 def _run_expanded(

@@ -1,0 +1,7 @@
+"""The doctor: what this machine has, and whether every kernel that takes it computes rightly."""
+
+from ajour.diagnosis.diagnosing import diagnose
+from ajour.diagnosis.findings import Diagnosis, Finding
+from ajour.diagnosis.packages import import_failure
+
+__all__ = ["Diagnosis", "Finding", "diagnose", "import_failure"]

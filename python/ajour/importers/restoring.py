@@ -1,0 +1,138 @@
+"""Whole weights of a file: every tensor as the finished model has it, masks applied and packed ones unpacked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor
+
+from ajour.importers import mapping, nncf, plain_zeros
+from ajour.importers.checkpoint import Checkpoint
+from ajour.importers.compressed_tensors import compressed_layers, decompress, refuse, refuse_names, sizes
+from ajour.importers.live import TOOLS
+from ajour.importers.saved import FORMAT, Saved, read_saved
+from ajour.importers.tool import Place, check_mask, masked
+from ajour.terms.errors import FileError
+
+MOST_EXPANSION = 4096  # a file may become so many elements for each of its bytes, or somebody lies about a shape
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor.
+
+    name: as in the finished model's state_dict. read(): its values, masks applied; FileError if they are damaged.
+    made: whether read() gives memory of its own, which the file's does not share. source: the tool whose mask is
+    applied, or that packed it. note: what a reader must know.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor] = field(repr=False)
+    made: bool = False
+    source: str | None = None
+    note: str | None = None
+
+
+def restored(checkpoint: Checkpoint, mask_key: str | None = None) -> list[Stored]:
+    """Every tensor of a file or folder, in its order; raises FileError for a packed kind that can't be read, by name.
+
+    mask_key: where masks stand that no known tool wrote; see `mapping.py`.
+    """
+    refuse(checkpoint.config, str(checkpoint.path))
+    if checkpoint.metadata.get("format") == FORMAT:
+        own = list(_own(read_saved(checkpoint.path)))
+        check_expansion(checkpoint, sum(math.prod(stored.shape) for stored in own))
+        return own
+    refuse_names(checkpoint.shapes, str(checkpoint.path))
+    packed, used = _packed(checkpoint)
+    masks = list(_masked(checkpoint, mask_key))
+    for place, _ in masks:
+        used |= {place.weight, *place.masks, *place.beside}
+    found = [*packed, *(_applied(checkpoint, place, tool) for place, tool in masks)]
+    plain = list(plain_zeros.places(checkpoint.shapes, used))
+    nncf.refuse_hooks((place.weight for place in plain), str(checkpoint.path))
+    found += [_applied(checkpoint, place, None) for place in plain]
+    _check_names(checkpoint, found)
+    order = {name: place for place, name in enumerate(checkpoint)}
+    return sorted(found, key=lambda stored: order.get(stored.name, order.get(f"{stored.name}_orig", len(order))))
+
+
+def check_expansion(checkpoint: Checkpoint, elements: int) -> None:
+    """Raises FileError if a file claims to hold far more than its bytes can say."""
+    if checkpoint.nbytes is not None and elements > MOST_EXPANSION * max(checkpoint.nbytes, 4096):
+        raise FileError(
+            f"{checkpoint.path} has {checkpoint.nbytes} bytes and claims to hold {elements} weights, which is damage "
+            "or malice"
+        )
+
+
+def _own(saved: Saved) -> Iterator[Stored]:
+    """A file of ajour.save, dense again."""
+    for name, layer in saved.layers.items():
+        prefix = f"{name}." if name else ""
+        yield Stored(f"{prefix}weight", layer.matrix.shape, layer.matrix.to_dense, made=True, source=FORMAT)
+        if layer.bias is not None:
+            yield Stored(f"{prefix}bias", tuple(layer.bias.shape), partial(_same, layer.bias))
+    for name, tensor in saved.tensors.items():
+        yield Stored(name, tuple(tensor.shape), partial(_same, tensor))
+    for name, first in saved.ties.items():
+        yield Stored(name, tuple(saved.tensors[first].shape), partial(_same, saved.tensors[first]))
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _packed(checkpoint: Checkpoint) -> tuple[list[Stored], set[str]]:
+    """What compressed-tensors packed, and the names that it took for that."""
+    found: list[Stored] = []
+    used: set[str] = set()
+    for layer, parts in compressed_layers(checkpoint.shapes).items():
+        read = partial(decompress, checkpoint, layer, parts)
+        shape = sizes(checkpoint, layer, parts)
+        found.append(
+            Stored(f"{layer}.weight" if layer else "weight", shape, read, made=True, source="compressed-tensors")
+        )
+        used.update(parts.values())
+    return found, used
+
+
+def _masked(checkpoint: Checkpoint, mask_key: str | None) -> Iterator[tuple[Place, str]]:
+    """(place, tool); the caller's own key goes before what is known of tools, and no weight is found twice."""
+    taken: set[str] = set()
+    own = [] if mask_key is None else mapping.places(checkpoint.shapes, mask_key)
+    every = [(mapping.NAME, own), *((tool.name, tool.places(checkpoint.shapes)) for tool in TOOLS)]
+    for tool, places in every:
+        for place in places:
+            if place.weight not in taken and not taken.intersection(place.masks):
+                taken |= {place.weight, *place.masks}
+                yield place, tool
+
+
+def _applied(checkpoint: Checkpoint, place: Place, tool: str | None) -> Stored:
+    shape, read = checkpoint.shapes[place.weight], partial(_read, checkpoint, place)
+    source = tool if place.masks else None
+    return Stored(place.name, shape, read, made=bool(place.masks), source=source, note=place.note)
+
+
+def _read(tensors: Mapping[str, Tensor], place: Place) -> Tensor:
+    weight = tensors[place.weight]
+    for name in place.masks:
+        mask = tensors[name]
+        if mask.shape != weight.shape:
+            raise FileError(f"{name} is {tuple(mask.shape)}, the {place.weight} that it is for {tuple(weight.shape)}")
+        weight = masked(weight, check_mask(mask, name, place.weight))
+    return weight
+
+
+def _check_names(checkpoint: Checkpoint, found: list[Stored]) -> None:
+    names: set[str] = set()
+    for stored in found:
+        if stored.name in names:
+            raise FileError(f"{checkpoint.path} holds {stored.name!r} in two forms; keep one of them")
+        names.add(stored.name)
+    check_expansion(checkpoint, sum(math.prod(stored.shape) for stored in found))

@@ -1,0 +1,55 @@
+"""Permuted: a linear layer whose in features stand in another order than in x."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ajour.layers import is_conv1d
+
+
+class Permuted(nn.Module):
+    """y = layer(x[..., order]): the layer's feature i is feature order[i] of x; it may be dense or converted.
+
+    layer: a linear layer of k in features, order: int64 [k], each of 0 .. k - 1 once; a buffer of the state_dict.
+    """
+
+    ajour_order: Tensor
+
+    def __init__(self, layer: nn.Module, order: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("ajour_order", order)
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """layer(x: [..., k], its features put in order)."""
+        # index_select takes twice as long for bfloat16, and 3/4 of the time for float32 (512 x 4096, Zen 5)
+        y: Tensor = self.layer(x.gather(-1, self.ajour_order.expand(x.shape)))
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in the order of x, for code that reads it; in the layer's own orientation."""
+        side = 0 if is_conv1d(self.layer) else 1
+        weight: Tensor = self.layer.weight.index_select(side, self.ajour_order.argsort())  # type: ignore[operator]
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's."""
+        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
+        return bias
+
+    @property
+    def in_features(self) -> int:
+        """k."""
+        return len(self.ajour_order)
+
+    @property
+    def out_features(self) -> int:
+        """n."""
+        return int(getattr(self.layer, "nf", getattr(self.layer, "out_features", 0)))  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """Of how many features the order is."""
+        return f"{self.in_features} in features in another order"

@@ -1,0 +1,113 @@
+"""bitmap_linear for 1 to 4 rows and few non-zeros on a GPU: values and the gaps between them, on CUDA cores.
+
+Packed order "gap_rows" (csrc/layout/gap_rows.h): the groups as words of the weight's dtype, int32 index, int32 order of
+the rows. A value takes 24 bits and a zero none, against 16 and one in a bitmap: fewer bytes below one non-zero in
+eight, and much less to decode.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ajour._native import native
+from ajour.formats.bitmap import BitmapMatrix
+from ajour.memory import on_host
+from ajour.ops import decode
+from ajour.ops.bitmap_rows import pack_rows, rows_view, unpack_rows
+from ajour.terms.errors import KernelError
+from ajour.terms.kernel import Kernel
+from ajour.terms.pattern import Pattern
+from ajour.terms.problem import Problem
+from ajour.terms.row_table import RowEntry
+
+MOST_ROWS: int = native.GAP_ROWS
+DENSEST = 0.25  # twice the density from which a bitmap has fewer bytes: decoding one takes longer than reading it
+_CONFIG = re.compile(r"c(\d+)")
+_CONFIGS = ("c3", "c2", "c4")
+
+
+@cache
+def rows_of(n: int, k: int) -> Any:
+    """The GapRows of a weight."""
+    return native.GapRows(n, k)
+
+
+def _why_not(problem: Problem) -> str | None:
+    if refusal := decode.why_not(problem):
+        return refusal
+    if problem.m > MOST_ROWS:
+        return f"it is for 1 to {MOST_ROWS} rows, these are {problem.m} rows"
+    if problem.density > DENSEST:
+        return f"gaps pay up to {DENSEST:.0%} non-zeros, this weight has {problem.density:.1%}"
+    return None
+
+
+def _configs(problem: Problem) -> tuple[str, ...]:
+    """ "c3": three blocks on a multiprocessor; the likely best one first."""
+    return _CONFIGS
+
+
+def _prepack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
+    n, k = matrix.shape
+    layout, held = rows_of(n, k), pack_rows(matrix)
+    rows = rows_view(held, n, k)
+    order = torch.empty(4 * layout.groups, dtype=torch.int32)
+    index = torch.empty(layout.spans * layout.groups + 1, dtype=torch.int32)
+    native.index_gap_rows(layout, rows, order.data_ptr(), index.data_ptr())
+    data = torch.empty(int(index[-1]) * native.GAP_UNIT, dtype=torch.uint8)
+    native.pack_gap_rows(layout, rows, order.data_ptr(), index.data_ptr(), data.data_ptr())
+    return [t.to(matrix.device) for t in (data.view(held[0].dtype), index, order)]
+
+
+def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
+    n, k = shape
+    layout, (data, index, order) = rows_of(n, k), (on_host(t) for t in packed)
+    count = native.count_gap_rows(layout, data.data_ptr(), index.data_ptr())
+    rows = [
+        torch.empty(count + native.VALUE_TAIL, dtype=data.dtype),
+        torch.empty(n, -(-k // 64), dtype=torch.int64),
+        torch.empty(n + 1, dtype=torch.int64),
+    ]
+    view = rows_view(rows, n, k)
+    native.unpack_gap_rows(layout, data.data_ptr(), order.data_ptr(), index.data_ptr(), view)
+    return unpack_rows([t.to(packed[0].device) for t in rows], pattern, shape)
+
+
+@cache
+def _launch(m: int, n: int, k: int, config: str, device: int) -> tuple[Any, Any, int]:
+    """Layout, shape, and words of scratch: the same in every call of a layer."""
+    found = _CONFIG.fullmatch(config or _CONFIGS[0])
+    if found is None:
+        raise KernelError(f"{config!r} is no configuration of gap rows; expected something like {_CONFIGS[0]!r}")
+    layout = rows_of(n, k)
+    shape = native.GapShape(m, layout, decode.limits_of(device), int(found[1]))
+    return layout, shape, shape.scratch_bytes // 2
+
+
+def _run(
+    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
+) -> Tensor:
+    data, index, order = packed
+    x, m = decode.columns_together(x), x.shape[0]
+    if m > MOST_ROWS:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, MOST_ROWS)
+    layout, shape, room = _launch(m, entry.n, entry.k, entry.config, x.get_device())
+    head = (layout, data.data_ptr(), index.data_ptr(), order.data_ptr(), shape)
+    return decode.launch(native.gap_decode, head, room, x, bias, residual, activation, entry)
+
+
+KERNEL = Kernel(
+    name="cuda_gaps",
+    packing="gap_rows",
+    why_not=_why_not,
+    prepack=_prepack,
+    unpack=_unpack,
+    run=_run,
+    configs=_configs,
+)

@@ -1,0 +1,98 @@
+"""What a call of a decode kernel does on the host: hands addresses over; nothing is built anew or waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ajour._native import native
+from ajour.formats import BitmapMatrix, NMMatrix, SparseMatrix
+from ajour.ops import BITMAP_LINEAR, NM_LINEAR, decode
+from ajour.ops.bitmap_linear import gap_kernel
+from ajour.ops.library import LinearOp
+from ajour.ops.nm_linear import decode_kernel
+from ajour.ops.prepare import prepare
+from ajour.terms.pattern import NM
+from ajour.terms.row_table import parse_row_table
+from pruned import keep_mask
+
+DEVICE = -1  # what a tensor on the CPU says
+
+
+class Product:
+    """A compiled product that only remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, *arguments: Any) -> None:
+        self.calls.append(arguments)
+
+
+REMEMBERED = (decode.limits_of, decode.shape_of, decode_kernel._launch, gap_kernel._launch)
+
+
+@pytest.fixture
+def product(monkeypatch: pytest.MonkeyPatch) -> Iterator[Product]:
+    """Stands in for every compiled product, on a device like an H100."""
+    made = Product()
+    for each in REMEMBERED:
+        each.cache_clear()
+    for name in ("nm_decode", "lanes_decode", "bitmap_decode", "gap_decode"):
+        monkeypatch.setattr(native, name, made, raising=False)
+    limits = native.DeviceLimits(132, 232448, 233472)
+    monkeypatch.setattr(native, "device_limits", lambda device: limits, raising=False)
+    monkeypatch.setattr(decode, "stream_of", lambda device: 77)
+    yield made
+    for each in REMEMBERED:
+        each.cache_clear()
+
+
+def matrix(op: LinearOp) -> SparseMatrix:
+    if op is NM_LINEAR:
+        w = torch.where(keep_mask(NM(2, 4), 300, 700, 0.5, False), torch.randn(300, 700), 0.0)
+        return NMMatrix.from_dense(w.bfloat16(), NM(2, 4))
+    return BitmapMatrix.from_dense(torch.where(torch.rand(300, 700) < 0.1, torch.randn(300, 700), 0.0).bfloat16())
+
+
+KERNELS = [
+    (NM_LINEAR, "cuda_decode", "c2 s4"),
+    (NM_LINEAR, "cuda_decode", "lanes c2 s4"),
+    (BITMAP_LINEAR, "cuda_decode", "c2 s4"),
+    (BITMAP_LINEAR, "cuda_gaps", "c3"),
+]
+
+
+@pytest.mark.parametrize(("op", "kernel", "config"), KERNELS, ids=[f"{op.name} {k} {c}" for op, k, c in KERNELS])
+def test_a_call_hands_over_addresses_and_builds_nothing_anew(
+    op: LinearOp, kernel: str, config: str, product: Product
+) -> None:
+    packed, table = prepare(op, matrix(op), [(None, kernel, config)])
+    (entry,) = parse_row_table(table).entries
+    x, bias, residual = torch.randn(3, 704).bfloat16()[:, :700], torch.randn(300).bfloat16(), torch.zeros(3, 300)
+    run = op.kernel(kernel).run
+    ys = [run(x, packed, bias, residual, "silu", entry) for _ in range(2)]
+    first, again = product.calls
+    at = first.index(x.data_ptr())
+    head = [each for each in first[:at] if not isinstance(each, int)]
+    assert len(head) == 2, "the layout and the shape"
+    assert all(a is b for a, b in zip(head, (e for e in again[:at] if not isinstance(e, int)), strict=True))
+    assert packed[0].data_ptr() in first[:at]
+    assert first[at + 1 : at + 3] == (704, 3)
+    assert first[at + 3 : at + 6] == (bias.data_ptr(), residual.data_ptr(), ys[0].data_ptr())
+    assert first[at + 7 :] == (True, 4, DEVICE, 77)
+    assert again[at + 5] == ys[1].data_ptr() != ys[0].data_ptr(), "y is fresh"
+
+
+@pytest.mark.parametrize(("op", "kernel", "config"), KERNELS[1::2], ids=["lanes", "gaps"])
+def test_more_rows_than_a_kernel_for_few_takes_come_in_pieces(
+    op: LinearOp, kernel: str, config: str, product: Product
+) -> None:
+    packed, table = prepare(op, matrix(op), [(None, kernel, config)])
+    (entry,) = parse_row_table(table).entries
+    op.kernel(kernel).run(torch.randn(11, 700).bfloat16(), packed, None, None, "none", entry)
+    rows = [call[-9] for call in product.calls]
+    assert rows == [4, 4, 3]

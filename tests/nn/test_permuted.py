@@ -1,0 +1,60 @@
+"""Permuted: what it computes, shows and holds, whatever layer is inside."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ajour.nn import Permuted, linear_of
+from ajour.terms.pattern import NM
+from pruned import keep_mask, matrix_of
+
+
+class Conv1D(nn.Module):
+    """As transformers has it: y = x @ weight + bias."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+def sparse() -> nn.Module:
+    w = torch.where(keep_mask(NM(2, 4), 24, 32), torch.randn(24, 32), 0.0)
+    return linear_of(matrix_of(w, NM(2, 4)), torch.randn(24))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(32, 24), lambda: Conv1D(24, 32), sparse], ids=["dense", "conv1d", "2:4"]
+)
+def test_it_is_the_layer_on_features_in_order_and_shows_its_weight_in_theirs(make) -> None:  # type: ignore[no-untyped-def]
+    layer, order, x = make(), torch.randperm(32), torch.randn(2, 5, 32)
+    permuted = Permuted(layer, order)
+    with torch.no_grad():
+        assert torch.equal(permuted(x), layer(x[..., order]))
+        w = permuted.weight.t() if isinstance(layer, Conv1D) else permuted.weight
+        torch.testing.assert_close(permuted(x), nn.functional.linear(x, w, permuted.bias))
+    assert (permuted.in_features, permuted.out_features) == (32, 24)
+    assert "32 in features in another order" in repr(permuted)
+
+
+def test_it_keeps_its_order_through_a_state_dict_a_copy_and_a_change_of_dtype() -> None:
+    permuted, x = Permuted(nn.Linear(32, 24), torch.randperm(32)), torch.randn(3, 32)
+    other = Permuted(nn.Linear(32, 24), torch.arange(32))
+    other.load_state_dict(permuted.state_dict())
+    assert torch.equal(other(x), permuted(x))
+    assert torch.equal(copy.deepcopy(permuted).half().ajour_order, permuted.ajour_order)
+
+
+def test_gradients_reach_x_and_the_layer() -> None:
+    permuted, x = Permuted(nn.Linear(6, 4), torch.randperm(6)), torch.randn(3, 6, requires_grad=True)
+    permuted(x).sum().backward()
+    torch.testing.assert_close(x.grad, permuted.weight.detach().sum(0).expand(3, 6))
+    assert permuted.layer.weight.grad is not None

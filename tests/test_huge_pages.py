@@ -1,0 +1,79 @@
+"""Packed weights lie on huge pages, take only their own size, and go when they are no longer used."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+
+from ajour import huge_pages
+from ajour.memory import resident_bytes
+
+pytestmark = pytest.mark.skipif(not huge_pages._SUPPORTED, reason="this system has no huge pages to ask for")
+SIZES = [40 << 10, 3 << 20, 9 << 20, (64 << 20) + 4]  # bytes: two that share, two on their own
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_tensor_is_aligned_and_its_storage_has_its_size(size: int) -> None:
+    t = huge_pages.empty(size // 4, torch.float32)
+    assert t.data_ptr() % 64 == 0
+    assert t.untyped_storage().nbytes() == size
+    module = torch.nn.Module()
+    module.register_buffer("packed", t)
+    assert resident_bytes(module) == size
+    assert copy.deepcopy(t).untyped_storage().nbytes() == size
+
+
+def test_tensors_do_not_overlap() -> None:
+    tensors = [huge_pages.empty(size // 4, torch.int32).fill_(i) for i, size in enumerate(SIZES * 4)]
+    assert all(bool((t == i).all()) for i, t in enumerate(tensors))
+
+
+def test_large_tensors_begin_on_a_huge_page_and_ask_for_them() -> None:
+    t = huge_pages.empty(8 << 20, torch.uint8).fill_(1)
+    assert t.data_ptr() % (2 << 20) == 0
+    flags, inside = "", False
+    with open("/proc/self/smaps") as maps:
+        for line in maps:
+            if "-" in line.split()[0] and not line.split()[0].endswith(":"):
+                begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+                inside = begin <= t.data_ptr() < end
+            elif inside and line.startswith("VmFlags"):
+                flags = line
+    assert " hg" in flags
+
+
+def test_a_copy_lies_where_the_original_lies() -> None:
+    packed, common = huge_pages.empty(1 << 20, torch.bfloat16).normal_(), torch.randn(1 << 20)
+    addresses = [each for each in huge_pages._mappings.values() if packed.data_ptr() in each]
+    assert len(addresses) == 1
+    for original, is_ours in ((packed, True), (common, False)):
+        twin = huge_pages.copy(original)
+        assert torch.equal(twin, original)
+        assert any(twin.data_ptr() in each for each in huge_pages._mappings.values()) == is_ours
+
+
+def test_memory_goes_with_its_last_tensor() -> None:
+    huge_pages._shared = None
+    first, second = (huge_pages.empty(1 << 20, torch.uint8) for _ in range(2))
+    assert huge_pages._shared is not None
+    extent = huge_pages._shared.memory
+    own = huge_pages.empty(9 << 20, torch.uint8)
+    [mapping] = [weakref.ref(m) for m, addresses in huge_pages._mappings.items() if own.data_ptr() in addresses]
+    del first, own
+    gc.collect()
+    assert mapping() is None
+    assert extent() is not None
+    del second
+    gc.collect()
+    assert extent() is None
+    assert huge_pages.empty(1 << 20, torch.uint8).fill_(7).sum() == 7 << 20
+
+
+def test_small_tensors_stay_in_common_memory() -> None:
+    t = huge_pages.empty(100, torch.float32)
+    assert not any(t.data_ptr() in each for each in huge_pages._mappings.values())
+    assert huge_pages.empty(0, torch.float32).numel() == 0
