@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 9
 RESULTS ?= out/gpu
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake build_backend -type f -not -path "*__pycache__*")
 
 .PHONY: demo test lint bench readme sanitize gpu clean FORCE
 .NOTPARALLEL:  # two pips in one environment would undo each other
@@ -38,8 +38,8 @@ test: $(VENV)/.ajour $(VENV)/.models
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 
 lint: $(VENV)/.ajour
-	$(BIN)/ruff check python tests benchmarks examples
-	$(BIN)/ruff format --check python tests benchmarks examples
+	$(BIN)/ruff check python tests benchmarks examples build_backend
+	$(BIN)/ruff format --check python tests benchmarks examples build_backend
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/sanitizers -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports
