@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ajour.formats import ScaledNMMatrix, SparseMatrix
+from ajour.formats import ScaledNMMatrix, SparseMatrix, SplitMatrix
 from ajour.ops import LINEAR_OPS
 from ajour.ops.calls import count_calls
 from ajour.ops.functional import linear, op_of, problem_of
@@ -78,5 +78,6 @@ def test_a_matrix_of_no_op_is_refused() -> None:
 
 
 def test_every_format_has_its_op() -> None:
-    matrices = [*map(drawn, PATTERNS), ScaledNMMatrix.quantize(torch.zeros(4, 8).half())]
+    others = SplitMatrix.from_dense(torch.randn(4, 8)), ScaledNMMatrix.quantize(torch.zeros(4, 8).half())
+    matrices = [*map(drawn, PATTERNS), *others]
     assert {op_of(matrix).name for matrix in matrices} == set(LINEAR_OPS)
