@@ -94,7 +94,7 @@ class Picky(nn.Linear):
 def test_whatever_a_forward_raises_is_told_with_its_place() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^the model does not take an input of shape 2x8: RefusingError: never on \(.*test_default_examples.py, line",
+        match=r"^the model does not take an input of shape 2x8: RefusingError: never on \(.*_examples.py, line",
     ) as refused:
         make_example(Picky(8, 8), (2, 8))
     assert isinstance(refused.value.__cause__, RefusingError)
