@@ -114,7 +114,8 @@ def test_configurations_are_what_was_built_cut_or_whole_and_as_wide_as_there_are
 
 
 @pytest.mark.parametrize(
-    ("n", "widths"), [(4096, "1248"), (8, "1"), (3072, "12"), (14336, "124"), (18944, "124"), (5632, "1")]
+    ("n", "widths"),
+    [(4096, "1248"), (8, "1"), (3072, "12"), (14336, "124"), (18944, "1248"), (5632, "124"), (2560, "1")],
 )
 def test_a_width_that_would_add_many_empty_tiles_is_no_configuration(
     native: SimpleNamespace, n: int, widths: str
