@@ -30,7 +30,8 @@ struct Sm90ScaledCall {
 
 int64_t sm90_scaled_scratch_bytes(const Sm90ScaledCall& call);
 // Launches on `stream` of the current device and returns; safe while a graph is captured. Values, metadata, x, residual
-// and y must be aligned to 16 bytes, n be a multiple of 8 and k of 32. Throws KernelError if they are not or CUDA refuses.
+// and y must be aligned to 16 bytes, n be a multiple of 8 and k of 32. Throws KernelError if they are not or CUDA
+// refuses.
 void sm90_scaled_linear(const Sm90ScaledCall& call, void* stream);
 
 }  // namespace ajour::cuda
