@@ -15,7 +15,9 @@ from ajour._native import HAS_CUDA, native
 
 @cache
 def dumped(option: str) -> str:
-    """The output of cuobjdump, of the CUDA toolkit or of Triton's package; without a CUDA build a skip that says so."""
+    """The output of cuobjdump, of the CUDA toolkit or of Triton's package; without any CUDA a skip that says so."""
+    if not HAS_CUDA and shutil.which("nvcc"):
+        pytest.fail("nvcc is on the PATH, but ajour was built without CUDA: build it again, with AJOUR_CUDA=ON")
     if not HAS_CUDA:
         pytest.skip("ajour was built without CUDA: nothing was said of its kernels' registers and instructions")
     tool = shutil.which("cuobjdump")

@@ -50,11 +50,42 @@ def test_an_unknown_cuda_switch_is_named(tmp_path: Path, path_without_nvcc: str)
     assert said.count("CMake Error") == 1, said
 
 
+def fake_nvcc(folder: Path, release: str) -> Path:
+    """A compiler that can only tell its version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"),
+    [
+        ("AUTO", "-- Building without CUDA: {nvcc} is of CUDA 12.4, the kernels need 12.5 or later"),
+        (
+            "ON",
+            "AJOUR_CUDA=ON, but {nvcc} is of CUDA 12.4, the kernels need 12.5 or later: set CUDACXX to a later nvcc",
+        ),
+    ],
+)
+def test_a_cuda_compiler_that_is_too_old_is_left_alone_or_refused(tmp_path: Path, cuda: str, said: str) -> None:
+    """AUTO goes on as if there were none; what else this environment lacks is of no account here."""
+    nvcc = fake_nvcc(tmp_path / "old", "12.4")
+    command = [Path(sys.executable).with_name("cmake"), "-S", ROOT, "-B", tmp_path / "build", "-G", "Unix Makefiles"]
+    command += [f"-DAJOUR_CUDA={cuda}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    found = "".join((done.stdout + done.stderr).split())  # CMake breaks the lines of an error
+    assert "".join(said.format(nvcc=nvcc).split()) in found, done.stdout + done.stderr
+    assert "CUDAcompileridentification" not in found
+    assert done.stderr.count("CMake Error") == 1 or cuda == "AUTO", done.stderr
+
+
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """build_backend/backend.py, where nobody has set a compiler or a switch."""
     pytest.importorskip("scikit_build_core", reason="the build's own requirement is not installed: no isolated build")
-    for name in ("AJOUR_CUDA", "CUDACXX"):
+    for name in ("AJOUR_CUDA", "CUDACXX", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     found = importlib.util.spec_from_file_location("backend", ROOT / "build_backend" / "backend.py")
     assert found is not None
@@ -64,24 +95,42 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+OFF = {"cmake.define.AJOUR_CUDA": "OFF"}
+
+
 @pytest.mark.parametrize(
-    ("nvcc", "environment", "asked"),
+    ("release", "place", "environment", "settings", "asked"),
     [
-        (None, {}, False),
-        ("/somewhere/nvcc", {}, True),
-        (None, {"CUDACXX": "/somewhere/nvcc"}, True),
-        ("/somewhere/nvcc", {"AJOUR_CUDA": "OFF"}, False),
+        (None, "PATH", {}, {}, False),
+        ("13.0", "PATH", {}, {}, True),
+        ("12.5", "CUDACXX", {}, {}, True),
+        ("12.10", "CUDA_PATH", {}, {}, True),
+        ("12.4", "PATH", {}, {}, False),
+        ("11.8", "CUDACXX", {}, {}, False),
+        ("13.0", "PATH", {"AJOUR_CUDA": "OFF"}, {}, False),
+        ("13.0", "PATH", {}, OFF, False),
+        ("13.0", "PATH", {"AJOUR_CUDA": "OFF"}, {"cmake.define.AJOUR_CUDA": "ON"}, True),
     ],
 )
 def test_cutlass_is_required_only_where_a_cuda_compiler_will_read_it(
-    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, nvcc: str | None, environment: dict[str, str], asked: bool
+    backend: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    release: str | None,
+    place: str,
+    environment: dict[str, str],
+    settings: dict[str, str],
+    asked: bool,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(shutil, "which", lambda name: nvcc if name == "nvcc" else None)
-    for name, value in environment.items():
+    folder = tmp_path / "toolkit" / "bin"
+    nvcc = fake_nvcc(folder, release) if release else folder / "nvcc"
+    monkeypatch.setenv("PATH", str(folder) if place == "PATH" else str(tmp_path))
+    values = {"CUDACXX": f"{nvcc} -ccbin g++", "CUDA_PATH": str(folder.parent)}
+    for name, value in (environment | {key: values[key] for key in values if key == place}).items():
         monkeypatch.setenv(name, value)
     for hook in (backend.get_requires_for_build_wheel, backend.get_requires_for_build_editable):
-        assert any(each.startswith("nvidia-cutlass") for each in hook({})) == asked
+        assert any(each.startswith("nvidia-cutlass") for each in hook(settings)) == asked
 
 
 def test_the_backend_has_every_hook_of_the_one_it_extends(backend: ModuleType) -> None:

@@ -5,6 +5,7 @@
 #endif
 #ifdef AJOUR_HAS_SM90
 #include "cuda/on_device.h"
+#include "cuda/sm90/operands.h"
 #include "cuda/sm90/scaled.h"
 #endif
 
@@ -35,6 +36,8 @@ void bind_scaled(py::module_& m) {
           call.x = at(x), call.x_scales = at<float>(x_scales);
           call.bias = at(bias), call.residual = at(residual);
           call.y = at(y), call.scratch = at<uint8_t>(scratch), call.activation = activation;
+          cuda::check_sm90_operands({call.values, call.metadata, call.x, call.residual, call.y, call.scratch}, call.n,
+                                    call.k, 32, call.k, 16);  // rows of x stand side by side
           const cuda::OnDevice on(device);
           cuda::sm90_scaled_linear(call, at(stream));
         });

@@ -6,6 +6,7 @@
 
 #include "cuda/on_device.h"
 #include "cuda/sm90/kernels.h"
+#include "cuda/sm90/operands.h"
 #include "cuda/sm90_metadata.h"
 #endif
 
@@ -58,6 +59,8 @@ void bind_products(py::module_& m) {
     call.x = at(x), call.x_stride = x_stride;
     call.bias = at(bias), call.residual = at(residual);
     call.y = at(y), call.scratch = at<uint8_t>(scratch), call.activation = activation;
+    cuda::check_sm90_operands({call.values, call.metadata, call.x, call.residual, call.y, call.scratch}, call.n, call.k,
+                              16, x_stride, 8);
     const cuda::OnDevice on(device);
     cuda::sm90_kernel(config, bfloat16).run(call, at(stream));
   });

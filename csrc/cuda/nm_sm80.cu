@@ -13,24 +13,23 @@ __global__ void __launch_bounds__(PANELS * WARPS_M * kWarp, 8 / (PANELS * WARPS_
 }
 
 template <Float16Kind Kind, int PANELS, int WARPS_M, int TOKENS>
-void start(const Sm80Call& call, cudaStream_t stream) {
-  const auto kernel = &sm80_linear<Kind, PANELS, WARPS_M, TOKENS>;
+void start(const Sm80Call& call, int device, cudaStream_t stream) {
   const int shared = int(call.shape.shared_bytes);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "shared memory");
+  allow_shared<sm80_linear<Kind, PANELS, WARPS_M, TOKENS>>(device, shared);
   if (call.shape.scratch_bytes) {
     check(cudaMemsetAsync(call.scratch, 0, size_t(call.shape.counter_bytes()), stream), "cudaMemsetAsync");
   }
+  const auto kernel = &sm80_linear<Kind, PANELS, WARPS_M, TOKENS>;
   kernel<<<unsigned(call.shape.stripes.stripes), PANELS * WARPS_M * kWarp, size_t(shared), stream>>>(call);
   check(cudaGetLastError(), "launch of the 2:4 kernel for many rows");
 }
 
 template <Float16Kind Kind>
-void start(const Sm80Call& call, cudaStream_t stream) {
-  if (call.shape.tile == Sm80Tile{4, 2, 64}) return start<Kind, 4, 2, 64>(call, stream);
-  if (call.shape.tile == Sm80Tile{2, 4, 64}) return start<Kind, 2, 4, 64>(call, stream);
-  if (call.shape.tile == Sm80Tile{2, 2, 64}) return start<Kind, 2, 2, 64>(call, stream);
-  start<Kind, 2, 2, 32>(call, stream);
+void start(const Sm80Call& call, int device, cudaStream_t stream) {
+  if (call.shape.tile == Sm80Tile{4, 2, 64}) return start<Kind, 4, 2, 64>(call, device, stream);
+  if (call.shape.tile == Sm80Tile{2, 4, 64}) return start<Kind, 2, 4, 64>(call, device, stream);
+  if (call.shape.tile == Sm80Tile{2, 2, 64}) return start<Kind, 2, 2, 64>(call, device, stream);
+  start<Kind, 2, 2, 32>(call, device, stream);
 }
 
 }  // namespace
@@ -44,9 +43,9 @@ void nm_sm80(const Sm80Call& call, bool bfloat16, int device, void* stream) {
   }
   const OnDevice on(device);
   if (bfloat16) {
-    start<Float16Kind::bfloat16>(call, static_cast<cudaStream_t>(stream));
+    start<Float16Kind::bfloat16>(call, device, static_cast<cudaStream_t>(stream));
   } else {
-    start<Float16Kind::float16>(call, static_cast<cudaStream_t>(stream));
+    start<Float16Kind::float16>(call, device, static_cast<cudaStream_t>(stream));
   }
 }
 

@@ -17,9 +17,12 @@ namespace ajour {
 
 struct Sm90Metadata {
   static constexpr int kRows = 64, kColumns = 128, kTileBytes = kRows * kColumns / 8;
-  static constexpr int kCell = 16;          // columns of a cell
-  static constexpr int kUnitBytes = 32;     // what one thread packs: two rows of a tile
-  static constexpr int kClusterRows = 512;  // a cluster of thread blocks reads no rows beyond a multiple of them
+  static constexpr int kCell = 16;       // columns of a cell
+  static constexpr int kUnitBytes = 32;  // what one thread packs: two rows of a tile
+  // Clusters that cover n rows read none beyond a multiple of these. Blocks that CUTLASS adds to fill a swizzle stand
+  // beyond it: TMA gives them zeros there, and what they compute is thrown away.
+  static constexpr int kClusterRows = 512;
+  static constexpr int kScaledColumns = 256;  // columns of a tile in e4m3, whose metadata cuda/sm90/scaled.h orders
   static constexpr uint16_t kFirstTwo = 0x4444;
   int64_t n, k;  // k is a multiple of 16: cells are whole
 

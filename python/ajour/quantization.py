@@ -34,7 +34,8 @@ class Loss:
     max_error:      max |w - ŵ|.
     relative_error: max |w - ŵ| / |w| over the non-zeros.
     energy:         sum (w - ŵ)² / sum w², the share of the weight's energy that is error; 0 for a weight of zeros.
-    clipped:        non-zeros beyond the largest value of their row, brought down to it.
+    clipped:        non-zeros beyond 464 scales of their row, brought down to 448, the largest e4m3; between 448 and 464
+                    that is the nearest value, so it is rounding and is not counted.
     zeroed:         non-zeros too small for their row, which became 0.
     dense_bytes, sparse_bytes: of the dense weight, of the canonical tensors.
     """

@@ -11,10 +11,12 @@ import torch
 from ajour._native import native
 from ajour.formats import BitmapMatrix, NMMatrix, SparseMatrix
 from ajour.ops import BITMAP_LINEAR, NM_LINEAR, decode
+from ajour.ops.bitmap_linear import decode_kernel as bitmap_decode_kernel
 from ajour.ops.bitmap_linear import gap_kernel
 from ajour.ops.library import LinearOp
 from ajour.ops.nm_linear import decode_kernel
 from ajour.ops.prepare import prepare
+from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM
 from ajour.terms.row_table import parse_row_table
 from pruned import keep_mask
@@ -32,7 +34,7 @@ class Product:
         self.calls.append(arguments)
 
 
-REMEMBERED = (decode.limits_of, decode.shape_of, decode_kernel._launch, gap_kernel._launch)
+REMEMBERED = (decode.limits_of, decode.shape_of, decode_kernel._launch, gap_kernel._launch, bitmap_decode_kernel._shape)
 
 
 @pytest.fixture
@@ -96,3 +98,33 @@ def test_more_rows_than_a_kernel_for_few_takes_come_in_pieces(
     op.kernel(kernel).run(torch.randn(11, 700).bfloat16(), packed, None, None, "none", entry)
     rows = [call[-9] for call in product.calls]
     assert rows == [4, 4, 3]
+
+
+@pytest.mark.parametrize(("shared", "pieces"), [(227, {16: [16], 17: [17], 64: [64]}), (99, {16: [16], 64: [16] * 4})])
+def test_full_slabs_that_leave_room_for_16_rows_alone_take_more_in_pieces(
+    product: Product, monkeypatch: pytest.MonkeyPatch, shared: int, pieces: dict[int, list[int]]
+) -> None:
+    """99 KiB of shared memory, as consumer cards have: the fullest slab and 64 rows of x are more than that."""
+    limits = native.DeviceLimits(48, shared << 10, (shared + 1) << 10)
+    monkeypatch.setattr(native, "device_limits", lambda device: limits, raising=False)
+    full = BitmapMatrix.from_dense(torch.randn(300, 700).bfloat16())
+    packed, table = prepare(BITMAP_LINEAR, full, [(None, "cuda_decode", "c2 s4")])
+    (entry,) = parse_row_table(table).entries
+    for m, expected in pieces.items():
+        product.calls.clear()
+        BITMAP_LINEAR.kernel("cuda_decode").run(torch.randn(m, 700).bfloat16(), packed, None, None, "none", entry)
+        assert [call[-9] for call in product.calls] == expected
+
+
+def test_slabs_that_do_not_fit_with_a_few_rows_either_are_still_refused(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = native.DeviceLimits(48, 16 << 10, 17 << 10)
+    monkeypatch.setattr(native, "device_limits", lambda device: limits, raising=False)
+    full = BitmapMatrix.from_dense(torch.randn(300, 700).bfloat16())
+    packed, table = prepare(BITMAP_LINEAR, full, [(None, "cuda_decode", "c2 s4")])
+    (entry,) = parse_row_table(table).entries
+    for m in (8, 64):
+        with pytest.raises(KernelError, match="shared memory"):
+            BITMAP_LINEAR.kernel("cuda_decode").run(torch.randn(m, 700).bfloat16(), packed, None, None, "none", entry)
+    assert not product.calls

@@ -146,6 +146,22 @@ def test_cusparselt_gives_every_algorithm_to_the_planner(monkeypatch: pytest.Mon
     assert cusparselt_kernel.KERNEL.configs(problem())[0] == "a0"
 
 
+def test_cusparselt_gets_operands_at_multiples_of_16_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[torch.Tensor] = []
+
+    def multiply(blob: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, **rest: object) -> torch.Tensor:
+        given.extend((x, bias))
+        return x.t()
+
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    held = torch.randn(8 * 32 + 17).bfloat16()
+    x, bias = held[1 : 8 * 32 + 1].view(8, 32), held[1:17]
+    y = cusparselt_kernel._multiply(x, held, bias, 0)
+    assert torch.equal(y, x)
+    assert torch.equal(given[1], bias)
+    assert all(t.data_ptr() % 16 == 0 for t in given)
+
+
 def test_cusparselt_packs_no_nan() -> None:
     w = torch.randn(16, 16).bfloat16() * torch.tensor([1, 1, 0, 0] * 4)
     w[3, 4] = float("nan")

@@ -48,6 +48,29 @@ def test_rows_are_rounded_bit_for_bit_as_in_plain_torch(dtype: torch.dtype) -> N
         assert (found.cpu()[:, k:].view(torch.uint8) == 0).all()
 
 
+def test_small_rows_are_rounded_as_in_plain_torch() -> None:
+    """For the sanitizers too."""
+    for m, k in ((3, 1), (5, 100)):
+        x = torch.randn(m, k + 3).bfloat16()[:, 1 : k + 1]
+        scales = row_scales(x)
+        found, found_scales = sm90_kernel.round_rows(x.cuda())
+        assert torch.equal(found_scales.cpu(), scales.float())
+        assert torch.equal(found.cpu()[:, :k].view(torch.uint8), round_rows(x, scales).view(torch.uint8))
+        assert (found.cpu()[:, k:].view(torch.uint8) == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["stream", "tiles"])
+def test_small_products_on_hopper_are_within_the_error_rule(mode: str) -> None:
+    """For the sanitizers too; an odd and an even number of 128 columns, which tiles of 256 take in pairs."""
+    for n, k in ((8, 32), (136, 288), (64, 512)):
+        matrix, x = quantized(n, k, torch.bfloat16), torch.randn(70, k).bfloat16()
+        if reason := sm90_kernel.KERNEL.why_not(problem_of(matrix.to("cuda"), 70)):
+            pytest.skip(f"cuda_sm90 does not run here: {reason}")
+        packed, table = prepare(SCALED_NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", f"{mode} w1")])
+        y = SCALED_NM_LINEAR.call(x.cuda(), packed, None, table, "none")
+        truth(rounded(x), matrix.to_dense(), None, None, "none").check(y.cpu(), f"{mode} {n}x{k}")
+
+
 @pytest.mark.parametrize("m", [1, 7, 64, 129, 1000, 4096])
 @pytest.mark.parametrize("kernel", ["cuda_sm90", "triton", "reference"])
 def test_every_kernel_is_within_the_error_rule_and_repeats_itself(kernel: str, m: int) -> None:

@@ -36,6 +36,17 @@ def test_any_rows_and_sides_are_within_the_error_rule_and_repeat_themselves(m: i
         assert torch.equal(bits(first), bits(again)), "two runs differ"
 
 
+@pytest.mark.parametrize("config", ["n128 m128 s3", "n128 m64 s4 c2"])
+def test_small_products_are_within_the_error_rule(config: str) -> None:
+    """For the sanitizers too: few blocks, whole and cut tiles, sides that end within one."""
+    for n, k in ((65, 33), (136, 272)):
+        w, x = two_of_four(n, k, torch.bfloat16), torch.randn(70, k).bfloat16()
+        bias, residual = torch.randn(n).bfloat16(), torch.randn(70, n).bfloat16()
+        packed, table = prepare(NM_LINEAR, NMMatrix.from_dense(w, NM(2, 4)).to("cuda"), [(None, "cuda_sm80", config)])
+        y = NM_LINEAR.call(x.cuda(), packed, bias.cuda(), table, "silu", residual.cuda())
+        truth(x, w, bias, residual, "silu").check(y.cpu(), f"{config} {n}x{k}")
+
+
 def test_rows_of_x_may_stand_anywhere_and_inf_stays_in_its_column() -> None:
     matrix = NMMatrix.from_dense(two_of_four(200, 520, torch.bfloat16), NM(2, 4))
     packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm80", "n128 m64 s4")])

@@ -67,6 +67,17 @@ def test_every_row_count_is_within_the_error_rule_and_repeats_itself(m: int) -> 
             assert torch.equal(bits(first), bits(again)), f"{config}: two runs differ"
 
 
+@pytest.mark.parametrize("mode", ["stream", "tiles"])
+def test_small_products_are_within_the_error_rule(mode: str) -> None:
+    """For the sanitizers too: few blocks, whole and cut tiles, sides that end within one."""
+    config = f"{sm90_kernel.native.sm90_configs[0]} {mode} w1"
+    for n, k in ((8, 16), (264, 272)):
+        matrix, x = weight(n, k, torch.bfloat16), torch.randn(70, k).bfloat16()
+        bias, residual = torch.randn(n).bfloat16(), torch.randn(70, n).bfloat16()
+        y = call(matrix, config, x, bias.cuda(), "silu", residual.cuda())
+        truth(x, matrix.to_dense(), bias, residual, "silu").check(y.cpu(), f"{config} {n}x{k}")
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_the_epilogue_with_and_without_bias_and_residual(dtype: torch.dtype, activation: str) -> None:

@@ -14,7 +14,7 @@ from ajour.ops.scaled_nm_linear.sm90_kernel import pack_positions, unpack_positi
 
 ROOT = Path(__file__).resolve().parents[2]
 PADDED = 512  # rows of the packed form are a multiple of it
-SIDES = ((8, 32), (512, 128), (1000, 544))
+SIDES = ((8, 32), (512, 128), (512, 256), (1000, 544), (64, 992))
 
 
 def positions(n: int, k: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def positions(n: int, k: int) -> torch.Tensor:
 def test_unpacking_is_the_inverse_and_padding_is_legal(n: int, k: int) -> None:
     held = positions(n, k)
     packed = pack_positions(held, n)
-    assert packed.shape == (-(-k // 128), -(-n // PADDED) * PADDED, 16)
+    assert packed.shape == (-(-k // 256) * 2, -(-n // PADDED) * PADDED, 16)
     assert torch.equal(unpack_positions(packed, n, k), held)
     assert (packed[:, n:] == 0x44).all()
     assert (packed.transpose(0, 1).flatten(1)[:, k // 8 :] == 0x44).all()
@@ -59,7 +59,7 @@ def test_cutlass_finds_every_code_where_we_put_it(scaled_layouts: Path, tmp_path
     held = positions(n, k)
     packed = pack_positions(held, n)
     (tmp_path / "packed").write_bytes(packed.numpy().tobytes())
-    command = [scaled_layouts, str(packed.shape[1]), str(k), tmp_path / "packed", tmp_path / "codes"]
+    command = [scaled_layouts, str(packed.shape[1]), str(-(-k // 256) * 256), tmp_path / "packed", tmp_path / "codes"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     codes = torch.frombuffer(bytearray((tmp_path / "codes").read_bytes()), dtype=torch.uint8)

@@ -101,14 +101,29 @@ def test_configurations_are_what_was_built_cut_or_whole_and_as_wide_as_there_are
     assert KERNEL.configs(problem(m=256)) == (
         "256x128x128_2x1 stream w1",
         "256x128x128_2x1 tiles w1",
+        "256x128x128_2x1 tiles w2",
         "128x64x128_1x2 stream w1",
         "128x64x128_1x2 tiles w1",
+        "128x64x128_1x2 tiles w2",
         "128x64x128_1x2 tiles w4",
     )
-    assert len(KERNEL.configs(problem(m=4096))) == 8
+    assert len(KERNEL.configs(problem(m=4096))) == 10
     for config in KERNEL.configs(problem(m=4096)):
         table = parse_row_table(f"64x64 bfloat16 2:4 | * cuda_sm90 0:2 {config}")
         assert table.at(1).config == config, "a plan keeps it"
+
+
+@pytest.mark.parametrize(
+    ("n", "widths"),
+    [(4096, "1248"), (8, "1"), (3072, "12"), (14336, "124"), (18944, "1248"), (5632, "124"), (2560, "1")],
+)
+def test_a_width_that_would_add_many_empty_tiles_is_no_configuration(
+    native: SimpleNamespace, n: int, widths: str
+) -> None:
+    """CUTLASS rounds clusters of 512 features up to a multiple of the width: at 14336, 28 of them to 32 for eight."""
+    native.sm90_configs = BUILT[:1]
+    found = KERNEL.configs(problem(m=4096, n=n))
+    assert found == ("256x128x128_2x1 stream w1", *(f"256x128x128_2x1 tiles w{width}" for width in widths))
 
 
 @pytest.mark.usefixtures("native")

@@ -30,7 +30,7 @@ template <bool BFLOAT16, int TILE_N, int TILE_M, int TILE_K, int CLUSTER_N, int 
 struct Sm90Linear {
   static int64_t scratch_bytes(const Sm90Call& call);
   // Launches on `stream` of the current device and returns; safe while a graph is captured. All but the bias must be
-  // aligned to 16 bytes, n be a multiple of 8 and k of 16. Throws KernelError if CUDA refuses.
+  // aligned to 16 bytes, n be a multiple of 8 and k of 16. Throws KernelError if they are not or CUDA refuses.
   static void run(const Sm90Call& call, void* stream);
 };
 

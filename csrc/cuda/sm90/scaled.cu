@@ -67,6 +67,7 @@ using Gemm = gemm::device::GemmUniversalAdapter<Kernel>;
 static_assert(Kernel::SharedStorageSize <= gemm::collective::detail::sm90_smem_capacity_bytes, "no room for this tile");
 static_assert(Sm90Metadata::kClusterRows % (cute::size<0>(Tile{}) * cute::size<0>(Cluster{})) == 0,
               "a cluster would read beyond the metadata");
+static_assert(cute::size<2>(Tile{}) == Sm90Metadata::kScaledColumns, "a tile would read beyond the metadata");
 
 typename Gemm::Arguments arguments(const Sm90ScaledCall& call) {
   using Schedule = gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams;
@@ -81,7 +82,8 @@ typename Gemm::Arguments arguments(const Sm90ScaledCall& call) {
   a.mainloop.ptr_B = static_cast<const Small*>(call.x);
   a.mainloop.dB = {call.k, {}, 0};
   a.mainloop.ptr_E = call.metadata;
-  a.mainloop.layout_e = Config::fill_layoutE(cute::make_shape(Sm90Metadata::padded(call.n), call.m, call.k, 1));
+  const int columns = int(ceil_div(call.k, Sm90Metadata::kScaledColumns)) * Sm90Metadata::kScaledColumns;
+  a.mainloop.layout_e = Config::fill_layoutE(cute::make_shape(Sm90Metadata::padded(call.n), call.m, columns, 1));
   a.epilogue.thread = {{},
                        {call.w_scales},
                        {call.x_scales},

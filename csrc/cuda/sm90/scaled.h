@@ -2,7 +2,8 @@
 // in fp32 outside the tensor cores; and the rounding of x that comes before it.
 //
 // The metadata of 8-bit values are the canonical codes in columns of 128: [k / 128][rows][16 bytes], rows padded as
-// layout/sm90_metadata.h says. As with 16 bits the product is y^T = w @ x^T.
+// layout/sm90_metadata.h says and k to the 256 columns of a tile: TMA's zeros are no legal code. As with 16 bits the
+// product is y^T = w @ x^T.
 #pragma once
 #include <cstdint>
 
@@ -29,7 +30,8 @@ struct Sm90ScaledCall {
 
 int64_t sm90_scaled_scratch_bytes(const Sm90ScaledCall& call);
 // Launches on `stream` of the current device and returns; safe while a graph is captured. Values, metadata, x, residual
-// and y must be aligned to 16 bytes, n be a multiple of 8 and k of 32. Throws KernelError if CUDA refuses.
+// and y must be aligned to 16 bytes, n be a multiple of 8 and k of 32. Throws KernelError if they are not or CUDA
+// refuses.
 void sm90_scaled_linear(const Sm90ScaledCall& call, void* stream);
 
 }  // namespace ajour::cuda

@@ -17,12 +17,14 @@ from ajour._native import native
 from ajour.formats.bitmap import BitmapMatrix
 from ajour.memory import on_host
 from ajour.ops import decode
+from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Pattern
 from ajour.terms.row_table import RowEntry
 
 _COLUMNS = 64  # of a slab
 _UNIT = 16  # bytes in which the index counts
+_FEW = 16  # rows that fit beside full slabs on every card
 
 
 @cache
@@ -61,6 +63,17 @@ def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) 
     return BitmapMatrix({name: t.to(packed[0].device) for name, t in tensors.items()}, pattern, shape)
 
 
+@cache
+def _shape(tokens: int, n: int, k: int, room: int, config: str, device: int) -> Any:
+    """The DecodeShape; None where this device's shared memory can't hold so many rows beside such slabs."""
+    try:
+        return decode.shape_of(tokens, n, k, _COLUMNS, room, config, device)
+    except KernelError:
+        if tokens <= _FEW:
+            raise
+        return None
+
+
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
@@ -68,7 +81,9 @@ def _run(
     x, m, n, k = decode.columns_together(x), x.shape[0], entry.n, entry.k
     if m > decode.MOST_ROWS:
         return decode.in_pieces(_run, x, packed, bias, residual, activation, entry)
-    shape = decode.shape_of(decode.tokens_of(m), n, k, _COLUMNS, room.shape[0], entry.config, x.get_device())
+    shape = _shape(decode.tokens_of(m), n, k, room.shape[0], entry.config, x.get_device())
+    if shape is None:
+        return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, _FEW)
     head = (slabs_of(n, k), slabs.data_ptr(), index.data_ptr(), shape)
     return decode.launch(native.bitmap_decode, head, shape.scratch_bytes // 2, x, bias, residual, activation, entry)
 

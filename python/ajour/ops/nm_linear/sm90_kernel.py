@@ -27,9 +27,10 @@ from ajour.terms.row_table import RowEntry
 CAPABILITY = (9, 0)  # sm_90a runs nowhere else
 _ALIGNED = 16  # bytes: what TMA wants of every row
 _N, _K = 8, 16  # so n and k are multiples of these: rows of y, and of the values, which are k / 2
-_TILE_ROWS = re.compile(r"\d+x(\d+)x")
+_TILE = re.compile(r"(\d+)x(\d+)x\d+_(\d+)x\d+")
 _CONFIG = re.compile(r"(\d+x\d+x\d+_\d+x\d+) (tiles|stream) w([1248])")
-_SWIZZLES = (1, 4, 8)
+_SWIZZLES = (1, 2, 4, 8)
+_MOST_EMPTY = 0.1  # of the tiles of features that a width asks for, beyond those that one tile at a time does
 
 
 def _why_not(problem: Problem) -> str | None:
@@ -57,9 +58,14 @@ def _configs(problem: Problem) -> tuple[str, ...]:
     """ "256x128x128_2x1 tiles w4": tile and cluster; whole tiles or cut ones; tiles of x that go side by side."""
     found = []
     for built in native.sm90_configs:
-        rows = int(_TILE_ROWS.match(built)[1])  # type: ignore[index]
+        features, rows, cluster = (int(side) for side in _TILE.fullmatch(built).groups())  # type: ignore[union-attr]
+        clusters = -(-problem.n // (features * cluster))
         found.append(f"{built} stream w1")
-        found += [f"{built} tiles w{width}" for width in _SWIZZLES if width == 1 or problem.m >= width * rows]
+        found += [
+            f"{built} tiles w{width}"
+            for width in _SWIZZLES
+            if width == 1 or (problem.m >= width * rows and -clusters % width <= _MOST_EMPTY * clusters)
+        ]
     return tuple(found)
 
 

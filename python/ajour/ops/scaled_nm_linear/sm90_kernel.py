@@ -29,6 +29,7 @@ CAPABILITY = (9, 0)  # sm_90a runs nowhere else
 _ALIGNED = 16  # bytes: what TMA wants of every row
 _N, _K = 8, 32  # so n and k are multiples of these: rows of y, and of the values, which are k / 2 bytes
 _CELL = 16  # bytes of positions for 128 columns
+_TILE_CELLS = 2  # a tile takes 256 columns, and finds a legal code for each
 _FIRST_TWO = 0x44  # the code of positions 0 and 1, twice: for what is beyond the weight
 _TILE_ROWS = 128
 _CONFIG = re.compile(r"(tiles|stream) w([1248])")
@@ -70,8 +71,8 @@ def parse_config(config: str) -> tuple[bool, int]:
 
 
 def pack_positions(positions: Tensor, n: int) -> Tensor:
-    """uint8 [ceil(k / 128), padded rows, 16] from the canonical [n, k / 8]."""
-    cells = pad(positions, (0, -positions.shape[1] % _CELL), value=_FIRST_TWO).view(n, -1, _CELL)
+    """uint8 [2 ceil(k / 256), padded rows, 16] from the canonical [n, k / 8]."""
+    cells = pad(positions, (0, -positions.shape[1] % (_TILE_CELLS * _CELL)), value=_FIRST_TWO).view(n, -1, _CELL)
     padded = native.Sm90Metadata(n, _CELL).bytes // _CELL
     return pad(cells.transpose(0, 1), (0, 0, 0, padded - n), value=_FIRST_TWO).contiguous()
 
