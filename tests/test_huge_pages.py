@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import os
+import signal
 import weakref
 
 import pytest
 import torch
 
 from ajour import huge_pages
+from ajour.formats import BitmapMatrix
 from ajour.memory import resident_bytes
+from ajour.ops import BITMAP_LINEAR
 
 pytestmark = pytest.mark.skipif(not huge_pages._SUPPORTED, reason="this system has no huge pages to ask for")
 SIZES = [40 << 10, 3 << 20, 9 << 20, (64 << 20) + 4]  # bytes: two that share, two on their own
@@ -77,3 +82,36 @@ def test_small_tensors_stay_in_common_memory() -> None:
     t = huge_pages.empty(100, torch.float32)
     assert not any(t.data_ptr() in each for each in huge_pages._mappings.values())
     assert huge_pages.empty(0, torch.float32).numel() == 0
+
+
+def test_without_room_for_a_mapping_tensors_are_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(huge_pages, "_shared", None)
+    monkeypatch.setattr(huge_pages.mmap, "mmap", refuse)
+    assert huge_pages.empty(1 << 20, torch.float32).fill_(2).sum() == 2 << 20
+
+
+def test_a_child_of_fork_can_allocate_whatever_its_parent_was_doing() -> None:
+    with huge_pages._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if huge_pages.empty(1 << 20, torch.uint8).numel() == 1 << 20 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_packing_leaves_no_room_taken_beside_what_it_packed() -> None:
+    huge_pages._shared = None
+    w = torch.randn(768, 768) * (torch.rand(768, 768) < 0.1)
+    matrix = BitmapMatrix.from_dense(w)
+    packed = [BITMAP_LINEAR.kernel("cpu_chunked").prepack(matrix, "") for _ in range(4)]
+    held = [t for tensors in packed for t in tensors if t.nbytes >= 32 << 10]
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in held if _on_huge_pages(t))
+    assert len(spans) == 8
+    assert all(after - end < 128 for (_, end), (after, _) in itertools.pairwise(spans))
+
+
+def _on_huge_pages(t: torch.Tensor) -> bool:
+    return any(t.data_ptr() in each for each in huge_pages._mappings.values())

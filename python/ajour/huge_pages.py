@@ -7,6 +7,7 @@ weights of 4096x4096 took 0.80x the time on pages of 2 MiB at 1 row (Zen 5, one 
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 import weakref
 from dataclasses import dataclass
@@ -35,16 +36,20 @@ _shared: _Extent | None = None
 _mappings: weakref.WeakKeyDictionary[mmap.mmap, range] = weakref.WeakKeyDictionary()  # their addresses
 
 
-def empty(count: int, dtype: torch.dtype) -> Tensor:
+def empty(count: int, dtype: torch.dtype, *, passing: bool = False) -> Tensor:
     """`count` uninitialized elements on the host, at least 64-byte aligned, in a storage of exactly their size.
 
-    The memory is freed with its last tensor; tensors below 4 MiB share it with neighbours.
+    Tensors up to 4 MiB share memory with neighbours, and it is freed with the last of them; `passing` ones, needed for
+    a moment, don't, lest their room be held as long as weights live. Without such memory they are torch's own.
     """
     size = count * dtype.itemsize
-    if size < _FEWEST or not _SUPPORTED:
+    if size < _FEWEST or not _SUPPORTED or (passing and size <= _EXTENT // 4):
         return torch.empty(count, dtype=dtype, device=HOST)
     with _lock:
-        memory, offset = _mapped(size) if size > _EXTENT // 4 else _room(size)
+        try:
+            memory, offset = _mapped(size) if size > _EXTENT // 4 else _room(size)
+        except OSError:  # no room for a mapping, or no more of them: torch says so if it has none either
+            return torch.empty(count, dtype=dtype, device=HOST)
         return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
 
 
@@ -55,6 +60,15 @@ def copy(t: Tensor) -> Tensor:
     if not ours:
         return t.clone(memory_format=torch.contiguous_format)
     return empty(t.numel(), t.dtype).view(t.shape).copy_(t)
+
+
+def _unlock() -> None:
+    """In a child after fork, where the thread that held the lock does not exist."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
 
 
 def _room(size: int) -> tuple[mmap.mmap, int]:

@@ -104,3 +104,15 @@ def test_a_model_changed_after_conversion_is_saved_as_it_is(tmp_path: Path) -> N
     plan = plan_of(loaded)
     assert plan is not None
     assert plan["up"].dtype == "bfloat16"
+
+
+def test_a_link_stays_a_link_and_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4)
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    save(model, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").stat().st_size > 0
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match=r"pipe was not written: it is no file"):
+        save(model, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()

@@ -38,13 +38,13 @@ def _threads() -> Finding:
 
 def _pages() -> Finding:
     """Whether the system gives huge pages to those who ask: `[madvise]` and `[always]` do, `[never]` does not."""
-    found = _HUGE_PAGES.read_text() if _HUGE_PAGES.exists() else "[unknown]"
+    if not _HUGE_PAGES.exists():
+        return Finding("huge pages", "absent", "this system does not say")
+    found = _HUGE_PAGES.read_text()
     wanted = found[found.find("[") + 1 : found.find("]")]
     if wanted in ("madvise", "always"):
         return Finding("huge pages", "ok", f"{wanted}: packed weights lie on them")
-    return Finding(
-        "huge pages", "absent", wanted, f"few rows stream weights faster after: echo madvise > {_HUGE_PAGES}"
-    )
+    return Finding("huge pages", "absent", wanted, f"few rows are faster after, as root: echo madvise > {_HUGE_PAGES}")
 
 
 def _cuda_build() -> Finding:

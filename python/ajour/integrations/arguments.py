@@ -87,6 +87,8 @@ def check_output(path: Path) -> Path:
     """The path itself, if a file can be written there."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a device or a pipe; expected the name of a file to write")
     if not path.parent.is_dir():
         raise ValueError(f"the folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):

@@ -113,7 +113,10 @@ def _unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place once it is complete, and is removed otherwise."""
+    """A file beside `path` that takes its place once it is complete, and is removed otherwise; links stay links."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path} was not written: it is no file; give the name of a file to write")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
     except OSError as error:

@@ -23,13 +23,16 @@ def rows_view(packed: Sequence[Tensor], n: int, k: int) -> Any:
     return native.BitmapRows(values.data_ptr(), bits.data_ptr(), starts.data_ptr(), n, k, values.element_size())
 
 
-def pack_rows(matrix: BitmapMatrix) -> list[Tensor]:
-    """values [non-zeros + a tail], bits int64 [n, ceil(k / 64)], starts int64 [n + 1]: on the CPU, wherever it is."""
+def pack_rows(matrix: BitmapMatrix, *, passing: bool = False) -> list[Tensor]:
+    """values [non-zeros + a tail], bits int64 [n, ceil(k / 64)], starts int64 [n + 1]: on the CPU, wherever it is.
+
+    passing: they are on the way to another form, and take no room among weights that stay.
+    """
     n, k = matrix.shape
     values, bitmaps, offsets = (on_host(tensor) for tensor in matrix.tensors().values())
     packed = [
-        huge_pages.empty(values.numel() + native.VALUE_TAIL, values.dtype),
-        huge_pages.empty(n * -(-k // 64), torch.int64).view(n, -1),
+        huge_pages.empty(values.numel() + native.VALUE_TAIL, values.dtype, passing=passing),
+        huge_pages.empty(n * -(-k // 64), torch.int64, passing=passing).view(n, -1),
         torch.empty(n + 1, dtype=torch.int64),
     ]
     canonical = native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())
@@ -54,7 +57,7 @@ def unpack_rows(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, in
 def pack_chunks(matrix: BitmapMatrix, columns: int) -> list[Tensor]:
     """values, columns int16 and an index int64, in chunks of at most `columns` columns, on the matrix' device."""
     n, k = matrix.shape
-    tensors = pack_rows(matrix)
+    tensors = pack_rows(matrix, passing=True)
     rows, chunks = rows_view(tensors, n, k), native.chunks_of(k, columns)
     values = huge_pages.empty(tensors[0].numel(), tensors[0].dtype)
     places = huge_pages.empty(values.numel(), torch.int16)
