@@ -19,8 +19,8 @@ _OWN = frozenset(dir(nn.Module)) - {"training", "forward"}  # children(), get_su
 _SIZES = frozenset(("in_features", "out_features", "nf"))
 _KINDS = frozenset(("dtype", "device", "shape"))  # of a child's weight
 _BUILTINS = frozenset((
-    "abs", "all", "any", "bool", "dict", "enumerate", "float", "int", "isinstance", "len", "list", "max", "min", "print",
-    "range", "reversed", "round", "set", "sorted", "str", "sum", "super", "tuple", "zip",
+    "abs", "all", "any", "bool", "dict", "enumerate", "float", "int", "isinstance", "len", "list", "max", "min",
+    "print", "range", "reversed", "round", "set", "sorted", "str", "sum", "super", "tuple", "zip",
     "AssertionError", "NotImplementedError", "RuntimeError", "TypeError", "ValueError",
 ))  # fmt: skip
 _PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
