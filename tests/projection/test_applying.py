@@ -252,3 +252,31 @@ def test_projecting_twice_leaves_one_order_that_loads(alone: bool, tmp_path: Pat
     ajour.save(dense, tmp_path / "model.safetensors")
     skeleton = nn.Linear(48, 64) if alone else model()
     assert torch.equal(ajour.load(tmp_path / "model.safetensors", skeleton)(x), dense(x))
+
+
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_reading_a_file_undoes_the_order(alone: bool, converted: bool, tmp_path: Path) -> None:
+    dense, x = (nn.Linear(48, 64) if alone else model()), torch.randn(20, 48)
+    names = set(dense.state_dict())
+    report = ajour.project(dense, NM(2, 4), permute=True, layers="" if alone else "0")
+    twin = zeroed_by_hand(dense, report)
+    made = report.apply(dense)
+    if converted:
+        made = ajour.convert(made, ajour.plan(made, x, margin=float("-inf"), progress=False))
+    ajour.save(made, tmp_path / "model.safetensors")
+    read = ajour.read(tmp_path / "model.safetensors")
+    assert set(read) == names
+    assert all(torch.equal(read[name], tensor) for name, tensor in twin.state_dict().items())
+    skeleton = nn.Linear(48, 64) if alone else model()
+    filled = ajour.read(tmp_path / "model.safetensors", skeleton)
+    assert torch.equal(filled(x), twin(x))
+
+
+def test_reading_an_order_that_is_none_is_refused(tmp_path: Path) -> None:
+    dense = model()
+    ajour.project(dense, NM(2, 4), permute=True, layers="0").apply(dense)
+    dense[0].ajour_order = _break_order("twice")
+    ajour.save(dense, tmp_path / "model.safetensors")
+    with pytest.raises(FileError, match=r"0\.ajour_order is no order of in features"):
+        ajour.read(tmp_path / "model.safetensors")
