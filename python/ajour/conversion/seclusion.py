@@ -23,7 +23,7 @@ def secluded(model: nn.Module, libraries: tuple[str, ...] = ()) -> bool:
     """Whether no code of the model can see a layer's output, or run the layer, but through the calls in plain sight.
 
     Every class that is not torch's only calls its own children (see discretion), no attribute of any module leads to
-    another one that is registered elsewhere, through containers, partials and closures too, and nobody listens.
+    another one that is registered elsewhere, through containers, partials and closures too, and no hook is handed more than one layer.
     libraries: further packages whose classes are taken to do so.
     """
     modules = list(model.modules())
@@ -46,15 +46,21 @@ def _calls_only(module: nn.Module) -> bool:
 
 
 def _is_listened_to(module: nn.Module) -> bool:
-    """Whether it has a hook that could look further, or a forward of its own; the hook that masks a weight can't."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return "forward" in vars(module) or any(not is_prune_hook(hook) for held in hooks for hook in held.values())
+    """Whether it has a forward of its own, or a hook that is handed a module with others inside."""
+    return "forward" in vars(module) or (bool(module._modules) and bool(_hooks(module)))
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """All but those that mask a weight, which look no further."""
+    held = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return [hook for hooks in held for hook in hooks.values() if not is_prune_hook(hook)]
 
 
 def _leads_inside(modules: Iterable[nn.Module]) -> bool:
-    """Whether an attribute of a module or of its class leads to one of the modules."""
+    """Whether an attribute of a module or of its class, or a hook, leads to one of the modules."""
     targets, usual = {id(module) for module in modules}, frozenset(vars(nn.Module()))
     todo: list[Any] = [value for m in modules for name, value in vars(m).items() if name not in usual]
+    todo += [hook for module in modules for hook in _hooks(module)]
     for base in {base for m in modules for base in type(m).__mro__}:
         if base.__module__.partition(".")[0] not in (*_LIBRARIES, "builtins", "transformers"):
             todo += [value for value in vars(base).values() if not isinstance(value, (FunctionType, property))]
