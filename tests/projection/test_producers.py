@@ -106,6 +106,12 @@ class ByDunder(Calls):
         return self.body(x) + self.__getattr__("body")[0](x)  # type: ignore[operator]
 
 
+class BySuper(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        me = super()
+        return self.body(x) + me.get_submodule("body.0")(x)  # type: ignore[no-any-return]
+
+
 class Children(Calls):
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x) + next(self.body.children())(x)
@@ -171,7 +177,7 @@ def reading(module: Calls, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "kind",
     [
-        Watched, ByName, ByOperator, ByPath, ByDunder, Children, Globally, OtherName, Aliased, Closed, Partial,
+        Watched, ByName, ByOperator, ByPath, ByDunder, BySuper, Children, Globally, OtherName, Aliased, Closed, Partial,
         OnTheClass, WeightRead,
     ],
 )  # fmt: skip

@@ -100,6 +100,8 @@ class _Method:
     def _fine_name(self, node: ast.Name) -> bool:
         if node.id == "self":
             return isinstance(self.parents.get(node), ast.Attribute)
+        if node.id == "super":  # as a value it is self
+            return isinstance(self.parents.get(self.parents.get(node, node)), ast.Attribute)
         if node.id in self.own:
             return True
         if node in self.method.decorator_list and node.id in ("property", "staticmethod", "classmethod"):

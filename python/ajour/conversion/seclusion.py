@@ -23,7 +23,8 @@ def secluded(model: nn.Module, libraries: tuple[str, ...] = ()) -> bool:
     """Whether no code of the model can see a layer's output, or run the layer, but through the calls in plain sight.
 
     Every class that is not torch's only calls its own children (see discretion), no attribute of any module leads to
-    another one that is registered elsewhere, through containers, partials and closures too, and no hook is handed more than one layer.
+    another one that is registered elsewhere, through containers, partials and closures too, and no hook is handed
+    more than one layer.
     libraries: further packages whose classes are taken to do so.
     """
     modules = list(model.modules())
