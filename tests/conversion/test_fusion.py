@@ -251,3 +251,40 @@ def test_no_activation_is_folded_whose_layer_another_class_calls() -> None:
     x = torch.randn(3, 16)
     expected = model(x)
     torch.testing.assert_close(convert(model, plan_for(model, NM(2, 4)))(x), expected)
+
+
+def reading(module: ReadByAFunction, x: Tensor) -> Tensor:
+    return module.child.first(x)  # type: ignore[no-any-return]
+
+
+class ReadByAFunction(LooksInside):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.child(x) + reading(self, x)
+        return y
+
+
+class ReadByName(LooksInside):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.child(x) + self.child.get_submodule("first")(x)
+        return y
+
+
+class Aliased(LooksInside):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [self.child.first]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.child(x) + self.steps[0](x)
+        return y
+
+
+@pytest.mark.parametrize("kind", [ReadByAFunction, ReadByName, Aliased])
+def test_no_activation_is_folded_where_an_unregistered_reader_sees_the_layer(kind: type[LooksInside]) -> None:
+    model = pruned(kind(), NM(2, 4)).eval()
+    assert find_fusions(model) == {}
+    if kind is Aliased:
+        return  # converting frees the memory of the dense layer, so the alias fails aloud
+    x = torch.randn(3, 16)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, plan_for(model, NM(2, 4)))(x), expected)

@@ -208,3 +208,75 @@ def test_a_skeleton_is_as_it_was_when_loading_fails_behind_the_order(tmp_path: P
     with pytest.raises(FileError, match="the model lacks"):
         ajour.load(tmp_path / "model.safetensors", skeleton)
     assert type(skeleton[0]) is nn.Linear
+
+
+class Aliased(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = model()
+        self.steps = [self.body[0], self.body[3]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.steps[0](x)
+        return self.body(x) + self.steps[1](h)
+
+
+def test_an_alias_of_a_wrapped_layer_runs_the_projected_weight_in_its_own_order() -> None:
+    dense, x = Aliased().eval(), torch.randn(20, 48)
+    weights = [step.weight for step in dense.steps]
+    report = ajour.project(dense, NM(2, 4), permute=True)
+    assert all(row.order is not None and row.producer is None for row in report.layers)
+    twin = zeroed_by_hand(dense, report)
+    report.apply(dense)
+    torch.testing.assert_close(dense(x), twin(x))
+    for step, weight, kept in zip((0, 3), weights, dense.steps, strict=True):
+        assert kept.weight is weight
+        assert dense.body[step].layer.weight is not weight
+        assert dense.body[step].layer.bias is kept.bias
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_projecting_twice_leaves_one_order_that_loads(alone: bool, tmp_path: Path) -> None:
+    dense, x = (nn.Linear(48, 64) if alone else model()), torch.randn(20, 48)
+    dense = ajour.project(dense, NM(6, 8), permute=True).apply(dense)
+    name = "layer" if alone else "0.layer"
+    report = ajour.project(dense, NM(2, 4), permute=True)
+    assert next(row for row in report.layers if row.name == name).order is not None
+    twin = zeroed_by_hand(dense, report)
+    dense = report.apply(dense)
+    wrapper = dense if alone else dense[0]
+    assert isinstance(wrapper, Permuted)
+    assert type(wrapper.layer) is nn.Linear
+    assert detect(wrapper.layer.weight).keeps[4] == 2
+    torch.testing.assert_close(dense(x), twin(x))
+    ajour.save(dense, tmp_path / "model.safetensors")
+    skeleton = nn.Linear(48, 64) if alone else model()
+    assert torch.equal(ajour.load(tmp_path / "model.safetensors", skeleton)(x), dense(x))
+
+
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_reading_a_file_undoes_the_order(alone: bool, converted: bool, tmp_path: Path) -> None:
+    dense, x = (nn.Linear(48, 64) if alone else model()), torch.randn(20, 48)
+    names = set(dense.state_dict())
+    report = ajour.project(dense, NM(2, 4), permute=True, layers="" if alone else "0")
+    twin = zeroed_by_hand(dense, report)
+    made = report.apply(dense)
+    if converted:
+        made = ajour.convert(made, ajour.plan(made, x, margin=float("-inf"), progress=False))
+    ajour.save(made, tmp_path / "model.safetensors")
+    read = ajour.read(tmp_path / "model.safetensors")
+    assert set(read) == names
+    assert all(torch.equal(read[name], tensor) for name, tensor in twin.state_dict().items())
+    skeleton = nn.Linear(48, 64) if alone else model()
+    filled = ajour.read(tmp_path / "model.safetensors", skeleton)
+    assert torch.equal(filled(x), twin(x))
+
+
+def test_reading_an_order_that_is_none_is_refused(tmp_path: Path) -> None:
+    dense = model()
+    ajour.project(dense, NM(2, 4), permute=True, layers="0").apply(dense)
+    dense[0].ajour_order = _break_order("twice")
+    ajour.save(dense, tmp_path / "model.safetensors")
+    with pytest.raises(FileError, match=r"0\.ajour_order is no order of in features"):
+        ajour.read(tmp_path / "model.safetensors")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import ClassVar
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -58,37 +62,140 @@ class Feed(nn.Module):
         return x
 
 
-class InOneLine(Feed):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.act(self.up(x))) + x
+def test_classes_of_the_users_own_are_gathered() -> None:
+    assert find_producers(Feed()) == find_producers(nn.Sequential(Feed(), nn.ReLU(), nn.Linear(8, 8))) == {}
 
 
-class SeenElsewhere(Feed):
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.act(self.up(x))
-        y = self.down(h)
-        return y + h.sum()
+class Calls(nn.Module):
+    """Only ever calls its child as a whole, as the classes below do too."""
 
-
-class Mixed(Feed):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.act(self.up(x)).flip(-1))
-
-
-class Watched(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.feed = Feed()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.scale = 2.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.feed(x) + self.feed.up(x).sum()
+        y: Tensor = self.body(x) * self.scale
+        return y + torch.relu(x)
 
 
-def test_what_the_source_of_a_class_proves() -> None:
-    assert find_producers(Feed()) == find_producers(InOneLine()) == {"down": "up"}
-    assert find_producers(nn.ModuleList([Feed()])) == {"0.down": "0.up"}
-    for unproven in (SeenElsewhere(), Mixed(), Watched()):
-        assert find_producers(unproven) == {}
+class Watched(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + reading(self, x)
+
+
+class ByName(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + getattr(getattr(self, "bo" + "dy"), "0")(x)
+
+
+class ByOperator(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        from operator import attrgetter
+
+        return self.body(x) + attrgetter("body.0")(self)(x)
+
+
+class ByPath(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.get_submodule("body.0")(x)
+
+
+class ByDunder(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.__getattr__("body")[0](x)  # type: ignore[operator]
+
+
+class BySuper(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        me = super()
+        return self.body(x) + me.get_submodule("body.0")(x)  # type: ignore[no-any-return]
+
+
+class Children(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + next(self.body.children())(x)
+
+
+class Globally(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + of_all(x)
+
+
+class OtherName(Calls):
+    def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+        return this.body(x) + this.body[0](x)
+
+
+class Aliased(Calls):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [self.body[0]]
+
+
+class Closed(Calls):
+    def __init__(self) -> None:
+        super().__init__()
+        first = self.body[0]
+        self.step = {"step": lambda x: first(x)}
+
+
+class Partial(Calls):
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = partial(run, self.body[0])
+
+
+class OnTheClass(Calls):
+    held: ClassVar[list[nn.Module]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held[:] = [self.body[0]]
+
+
+class WeightRead(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) @ self.body[0].weight
+
+
+MODEL = Calls()
+
+
+def of_all(x: Tensor) -> Tensor:
+    return MODEL.body[0](x)  # type: ignore[no-any-return]
+
+
+def run(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)  # type: ignore[no-any-return]
+
+
+def reading(module: Calls, x: Tensor) -> Tensor:
+    return module.body[0](x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Watched, ByName, ByOperator, ByPath, ByDunder, BySuper, Children, Globally, OtherName, Aliased, Closed, Partial,
+        OnTheClass, WeightRead,
+    ],
+)  # fmt: skip
+def test_any_class_of_the_model_that_may_look_inside_is_in_the_way(kind: type[nn.Module]) -> None:
+    assert find_producers(Calls()) == {"body.2": "body.0"}
+    assert find_producers(kind()) == {}
+    beside = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), kind())
+    assert find_producers(beside) == {}
+
+
+def test_a_hook_further_up_or_shared_memory_is_in_the_way() -> None:
+    model = nn.Sequential(Calls())
+    handle = model.register_forward_hook(lambda module, args, y: module[0].body[0](args[0]))
+    assert find_producers(model) == {}
+    handle.remove()
+    assert find_producers(model) == {"0.body.2": "0.body.0"}
+    model.register_buffer("view", model[0].body[0].weight.detach()[:2])
+    assert find_producers(model) == {}
 
 
 def test_torch_transformer_layers_are_known() -> None:

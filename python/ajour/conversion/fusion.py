@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ajour.conversion.activations import Folded, activation_name, has_hooks
+from ajour.conversion.seclusion import secluded
 from ajour.conversion.source import reached, usage
 from ajour.layers import is_conv1d, is_converted
 from ajour.nn.permuted import Permuted
@@ -41,9 +42,12 @@ def find_fusions(model: nn.Module) -> dict[str, Fusion]:
     """Layer name -> the activation that it can take over.
 
     In an nn.Sequential that runs as a whole, and in any module whose source says `self.activation(self.layer(x))` and
-    uses both nowhere else, if no other class of the model reads something of either name from another module. Not where
-    a hook sits on the activation, or it stands in the model twice.
+    uses both nowhere else, if the model is secluded: whoever else sees a layer's output would see the activated one.
+    Classes of transformers are taken to reach into each other by attribute alone. Not where the activation
+    stands in the model twice.
     """
+    if not secluded(model, ("transformers",)):
+        return {}
     seen = frozenset(name for kind in {type(module) for module in model.modules()} for name in reached(kind))
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     found = {}

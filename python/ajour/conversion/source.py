@@ -62,7 +62,7 @@ def reached(kind: type) -> frozenset[str]:
 def _reached_by(kind: type) -> set[str]:
     names: set[str] = set()
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        tree = None if base.__module__.startswith("torch.") else _tree(base)
+        tree = None if base.__module__.startswith("torch.") else tree_of(base)
         for method in ast.walk(tree) if tree is not None else ():
             if isinstance(method, ast.FunctionDef) and method.name != "__init__":
                 names.update(_reached(method, vars(sys.modules[base.__module__])))
@@ -81,7 +81,8 @@ def _reached(method: ast.FunctionDef, known: Mapping[str, object]) -> Iterator[s
 
 
 @cache
-def _tree(base: type) -> ast.Module | None:
+def tree_of(base: type) -> ast.Module | None:
+    """The source of a class; None where there is none."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(base)))
     except (OSError, TypeError, SyntaxError):
@@ -93,8 +94,8 @@ def _usage(kind: type) -> Usage:
     bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
     methods: list[tuple[type, ast.FunctionDef]] = []
     for base in bases:
-        tree = _tree(base)
-        if tree is None or not _is_what_it_says(base):
+        tree = tree_of(base)
+        if tree is None or not is_what_it_says(base):
             return Usage()
         methods += [(base, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     inherited = {name for _, method in methods for name in _supers(method)}
@@ -108,7 +109,7 @@ def _usage(kind: type) -> Usage:
     return Usage(pairs, frozenset(name for name, count in reading.calls.items() if count == reading.uses[name]))
 
 
-def _is_what_it_says(base: type) -> bool:
+def is_what_it_says(base: type) -> bool:
     """Whether the methods of a class stand in its source: none was patched in."""
     lines, first = inspect.getsourcelines(base)
     codes = [inspect.unwrap(thing).__code__ for thing in vars(base).values() if inspect.isfunction(thing)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, arange, equal, int64
 
 from ajour.importers import mapping, nncf, plain_zeros
 from ajour.importers.checkpoint import Checkpoint
@@ -71,16 +71,36 @@ def check_expansion(checkpoint: Checkpoint, elements: int) -> None:
 
 
 def _own(saved: Saved) -> Iterator[Stored]:
-    """A file of ajour.save, dense again."""
+    """A file of ajour.save, dense again and with the in features of every layer in their own order."""
+    orders = {name: order for name, order in saved.tensors.items() if name.rpartition(".")[2] == "ajour_order"}
+    insides = {f"{name.removesuffix('ajour_order')}layer.": order for name, order in orders.items()}
     for name, layer in saved.layers.items():
         prefix = f"{name}." if name else ""
-        yield Stored(f"{prefix}weight", layer.matrix.shape, layer.matrix.to_dense, made=True, source=FORMAT)
+        read = layer.matrix.to_dense
+        if prefix in insides:
+            read = partial(_in_own_order, saved, prefix, read, insides[prefix], 1)
+        prefix = prefix.removesuffix("layer.") if prefix in insides else prefix
+        yield Stored(f"{prefix}weight", layer.matrix.shape, read, made=True, source=FORMAT)
         if layer.bias is not None:
             yield Stored(f"{prefix}bias", tuple(layer.bias.shape), partial(_same, layer.bias))
-    for name, tensor in saved.tensors.items():
-        yield Stored(name, tuple(tensor.shape), partial(_same, tensor))
-    for name, first in saved.ties.items():
-        yield Stored(name, tuple(saved.tensors[first].shape), partial(_same, saved.tensors[first]))
+    for name, first in {**{name: name for name in saved.tensors}, **saved.ties}.items():
+        if name in orders:
+            continue
+        tensor, inside = saved.tensors[first], f"{name.rpartition('.')[0]}."
+        read, turned = partial(_same, tensor), inside in insides and name == f"{inside}weight"
+        if turned:
+            side = 1 if tensor.shape[1:] == insides[inside].shape else 0  # 0: a Conv1D's
+            read = partial(_in_own_order, saved, inside, read, insides[inside], side)
+        outside = inside.removesuffix("layer.") + name.removeprefix(inside) if inside in insides else name
+        yield Stored(outside, tuple(tensor.shape), read, made=turned)
+
+
+def _in_own_order(saved: Saved, inside: str, read: Callable[[], Tensor], order: Tensor, side: int) -> Tensor:
+    """The weight of a Permuted's layer as the wrapper shows it."""
+    weight = read()
+    if order.dtype != int64 or not equal(order.sort().values, arange(weight.shape[side])):
+        raise FileError(f"{saved.path}: {inside.removesuffix('layer.')}ajour_order is no order of in features")
+    return weight.index_select(side, order.argsort())
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ajour.layer_choice import LayerChoice, choose_layers, write_weight
-from ajour.layers import Layer, find_layers
+from ajour.layer_choice import LayerChoice, choose_layers, stored_parameter, write_weight
+from ajour.layers import Layer, find_layers, is_conv1d
 from ajour.nn.permuted import Permuted
 from ajour.projection.choosing import kept_places
 from ajour.projection.energy import lost_energy, scored
@@ -36,11 +38,13 @@ def apply(report: Projection, model: nn.Module, layers: LayerChoice | None) -> n
             write_weight(layer, w)
             continue
         order = torch.tensor(row.order, device=w.device)
-        write_weight(layer, w[:, order])
         if row.producer is None:
-            model = _wrap(model, layer, order)
-        else:
-            _put_rows_in_order(found[row.producer], order)
+            model = _wrap(model, layer, w, order)
+            continue
+        write_weight(layer, w[:, order])
+        first = model.get_submodule(row.producer)
+        inside = first.layer if isinstance(first, Permuted) else first
+        _put_rows_in_order(replace(found[row.producer], module=inside), order)
     return model
 
 
@@ -74,17 +78,41 @@ def _projected(report: Projection, layer: Layer, row: LayerProjection) -> Tensor
     return torch.where(kept, w, 0)
 
 
-def _wrap(model: nn.Module, layer: Layer, order: Tensor) -> nn.Module:
-    wrapped = Permuted(layer.module, order)
+def _wrap(model: nn.Module, layer: Layer, w: Tensor, order: Tensor) -> nn.Module:
+    """A copy of the layer with the permuted weight stands behind the gather.
+
+    The module that stood there keeps its features' own order, with the same zeros: who else holds it runs it without
+    the gather.
+    """
+    write_weight(layer, w)
+    twin = _twin(layer.module, w[:, order])
+    path, _, leaf = layer.name.rpartition(".")
+    above = model.get_submodule(path)
+    if isinstance(above, Permuted):  # projected before: one gather does for both orders
+        above.layer, above.ajour_order = twin, above.ajour_order[order]
+        return model
+    wrapped = Permuted(twin, order)
     if not layer.name:
         return wrapped
-    path, _, leaf = layer.name.rpartition(".")
-    model.get_submodule(path)._modules[leaf] = wrapped
+    above._modules[leaf] = wrapped
     return model
 
 
+def _twin(module: nn.Module, w: Tensor) -> nn.Module:
+    """A copy that shares all with the module but its weight: w [n, k]."""
+    twin = copy(module)
+    own = {name: held.copy() for name, held in vars(module).items() if isinstance(held, dict)}
+    vars(twin).update(own)
+    weight = module._parameters["weight"]
+    assert weight is not None
+    data = (w.t() if is_conv1d(module) else w).contiguous()
+    twin._parameters["weight"] = nn.Parameter(data, requires_grad=weight.requires_grad)
+    return twin
+
+
 def _put_rows_in_order(producer: Layer, order: Tensor) -> None:
-    write_weight(producer, producer.weight()[order])
+    weight = stored_parameter(producer)
+    weight.copy_(weight[:, order] if is_conv1d(producer.module) else weight[order])
     bias = producer.module._parameters.get("bias")
     if bias is not None:
         bias.copy_(bias[order])

@@ -72,8 +72,11 @@ class Projection:
 
         layers: those to project: a name or glob, several of them, or a callable (name, module) -> bool. A layer with
         another order of in features is wrapped in an nn.Permuted, unless a producer's rows were put in that order; a
-        model that is itself one such layer is returned as the wrapper. Raises ConversionError, naming the layer, if a
-        weight is no longer the one that was looked at.
+        model that is itself one such layer is returned as the wrapper. Inside is a copy of the layer with a weight
+        parameter of its own (its bias stays the same object), so make optimizers and other holders of parameters
+        afterwards; the old weight's memory is free once nobody else holds the old layer. One that does runs the
+        projected weight, in the features' own order. Raises ConversionError, naming the layer, if a weight is no longer
+        the one that was looked at.
         """
         from ajour.projection.applying import apply
 
