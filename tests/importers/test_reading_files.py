@@ -277,3 +277,40 @@ def test_two_forms_of_one_weight_are_refused() -> None:
     state = {"fc.weight": W, "fc.parametrizations.weight.original": W, "fc.parametrizations.weight.0.mask": KEPT}
     with pytest.raises(FileError, match=r"holds 'fc.weight' in two forms"):
         ajour.read(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("fc._weight_mask", (16, 24)), ("fc.mask", (1, 24, 16)), ("fc.__weight_mma_mask", (384,)),
+        ("mask_fc___weight", (16, 24)), ("mask_other___weight", (24, 16)), ("gone._weight_mask", (24, 16)),
+    ],
+)  # fmt: skip
+def test_a_mask_that_fits_no_weight_is_refused_by_name(key: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(FileError, match=f"'{key}'.*can't be applied to a weight here"):
+        ajour.read({"fc.weight": W, key: torch.zeros(shape, dtype=torch.bool)})
+
+
+def test_a_prune_mask_of_another_shape_or_a_second_tool_s_is_refused() -> None:
+    with pytest.raises(FileError, match=r"'fc.weight_mask' \(16,\) is named as a mask"):
+        ajour.read({"fc.weight_orig": W, "fc.weight_mask": torch.zeros(16)})
+    with pytest.raises(FileError, match="another mask is there already"):
+        ajour.read({"fc.weight": W, "fc._weight_mask": KEPT, "fc.mask": KEPT})
+
+
+def test_a_mask_of_an_attention_is_no_tool_s() -> None:
+    causal = torch.ones(16, 16).tril()
+    assert torch.equal(ajour.read({"attn.mask": causal, "attn.q.weight": W})["attn.mask"], causal)
+
+
+def test_openlth_s_masks_find_names_that_end_in_underscores() -> None:
+    found = ajour.read({"model.a_.b.weight": W, "mask_a____b___weight": KEPT.float()})
+    assert set(found) == {"model.a_.b.weight"}
+    assert torch.equal(found["model.a_.b.weight"], W * KEPT)
+
+
+@pytest.mark.parametrize("other", ["2.mask", "1._u", "0.scale", "original0"])
+def test_a_chain_with_another_step_than_masks_is_refused(other: str) -> None:
+    path = "fc.parametrizations.weight"
+    with pytest.raises(FileError, match=f"{path}.{other}.*of parametrization's"):
+        ajour.read({f"{path}.original": W, f"{path}.0.mask": KEPT, f"{path}.{other}": KEPT})

@@ -179,3 +179,15 @@ def test_expanded_tensors_compressed_records_and_scripts_are_refused(tmp_path: P
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "z.pt"))
     with pytest.raises(FileError, match="holds TorchScript code"):
         TorchFile(tmp_path / "z.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_views_of_a_conjugate_or_a_negative_are_refused_not_read_without_it(tmp_path: Path, legacy: bool) -> None:
+    z = torch.complex(torch.randn(4), torch.randn(4))
+    for view, flag in ((z.conj(), "conj"), (z.conj().imag, "neg")):
+        torch.save({"w": view}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(FileError, match=f"with the flag '{flag}'"):
+            TorchFile(tmp_path / "x.pt")
+        torch.save({"w": view.resolve_conj().resolve_neg()}, tmp_path / "x.pt")
+        file = TorchFile(tmp_path / "x.pt")
+        assert torch.equal(file.read(file.contents["w"]), view)

@@ -64,8 +64,22 @@ def _sizes(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: torch.dtype | None = None) -> Any:
+def _refuse_flags(metadata: Any) -> None:
+    """A tensor saved as a conjugate or a negative view holds other values than its storage."""
+    if metadata is not None and not isinstance(metadata, dict):
+        raise UnreadableError("a tensor whose metadata are no dict")
+    for flag, raised in (metadata or {}).items():
+        if raised is not False:
+            said = flag[:40] if isinstance(flag, str) else "unknown"
+            raise UnreadableError(f"a tensor that was saved as a view with the flag {said!r} (resolve it before saving)")
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None, hooks: Any = None, metadata: Any = None,
+    dtype: torch.dtype | None = None,
+) -> Any:  # fmt: skip
     """Checked against its storage, so that nothing outside is read and a tensor is no larger than what holds it."""
+    _refuse_flags(metadata)
     held = getattr(storage, "dtype", None)
     size, stride, (offset,) = _sizes(size), _sizes(stride), _sizes((offset,))
     if not isinstance(held, torch.dtype) or len(size) != len(stride):
@@ -80,10 +94,12 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype
     return StoredTensor(storage, kind, offset, size, stride)
 
 
-def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
+def _tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> Any:
     if not isinstance(dtype, Name) or dtype.dtype is None:
         raise UnreadableError("a tensor without a dtype")
-    return _tensor(storage, offset, size, stride, dtype=dtype.dtype)
+    return _tensor(storage, offset, size, stride, metadata=metadata, dtype=dtype.dtype)
 
 
 def _parameter(data: Any, *rest: Any) -> Any:
