@@ -53,6 +53,8 @@ def plain_key(key: Any) -> Hashable:
     """The key of a dict or member of a set; a tuple's hash walks all that is in it, which can be made endless."""
     if key is not None and not isinstance(key, str | int | float | bytes):
         raise ValueError(f"a {type(key).__name__} is the key of a dict")
+    if isinstance(key, int) and not -(2**63) <= key < 2**64:  # Python prints no longer ones, and hashes many alike
+        raise ValueError("a whole number of more than 64 bits is the key of a dict")
     return key  # type: ignore[no-any-return]
 
 
@@ -128,7 +130,8 @@ def _set(items: Sequence[Any] = ()) -> frozenset[Any]:
 def _encode(text: Any, encoding: Any) -> bytes:
     """How protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise UnreadableError(f"_codecs.encode to {str(encoding)[:40]}")
+        said = encoding[:40] if isinstance(encoding, str) else type(encoding).__name__
+        raise UnreadableError(f"_codecs.encode to {said}")
     return text.encode("latin-1")
 
 
@@ -146,7 +149,7 @@ _NUMBERS = {
 
 def _numpy_type(code: Any, *rest: Any) -> NumpyType:
     if not isinstance(code, str) or code.lstrip("<>|=") not in _NUMBERS:
-        raise UnreadableError(f"numpy.dtype {str(code)[:40]!r}")
+        raise UnreadableError(f"numpy.dtype {code[:40] if isinstance(code, str) else type(code).__name__!r}")
     return NumpyType(code.lstrip("<>|="), ">" if code.startswith(">") else "<")
 
 

@@ -15,7 +15,7 @@ from ajour.importers import mapping
 from ajour.importers.change import Change
 from ajour.importers.changing import find_changes
 from ajour.importers.checkpoint import Checkpoint, in_memory, open_checkpoint
-from ajour.importers.compressed_tensors import refuse_quantized
+from ajour.importers.compressed_tensors import refuse_codes, refuse_quantized
 from ajour.importers.fitting import changed, check_tensors, check_whole, fill, fitted_names, held_by
 from ajour.importers.restoring import restored
 from ajour.terms.errors import FileError
@@ -72,6 +72,7 @@ def _whole(checkpoint: Checkpoint, mask_key: str | None, progress: bool) -> dict
     from ajour.importers.progress import bar  # rich is slow to import, and only wanted here
 
     refuse_quantized(checkpoint.config, str(checkpoint.path))
+    refuse_codes(checkpoint, str(checkpoint.path))
     stored = restored(checkpoint, mask_key)
     if not stored:
         raise FileError(f"{checkpoint.path} holds no weights that ajour knows how to read")
