@@ -56,7 +56,7 @@ def refuse_codes(tensors: Mapping[str, Tensor], where: str) -> None:
     for name in tensors:
         weight = next((name.removesuffix(end) for end in _SCALES if name.endswith(f"weight{end}")), None)
         packed = f"{weight}_packed" in tensors
-        if weight is not None and (packed or weight in tensors and tensors[weight].dtype not in VALUES[:4]):
+        if weight is not None and (packed or (weight in tensors and tensors[weight].dtype not in VALUES[:4])):
             raise FileError(
                 f"{where}: {weight!r} is quantized (its scale is {name!r}), which is not supported; read the model it "
                 "was made of"

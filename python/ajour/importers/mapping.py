@@ -44,7 +44,7 @@ def are_masks(tensors: Mapping[str, Tensor], shapes: Shapes) -> bool:
     whole = True
     for name in shapes:
         mask = tensors[name]
-        if mask.is_complex() or mask.dtype.itemsize == 1 and mask.is_floating_point():
+        if mask.is_complex() or (mask.dtype.itemsize == 1 and mask.is_floating_point()):
             return False
         if not all(bool(((part == 0) | (part == 1)).all()) for part in mask.reshape(-1).split(PART)):
             return False

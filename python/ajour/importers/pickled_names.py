@@ -73,7 +73,7 @@ def _refuse_flags(metadata: Any) -> None:
     for flag, raised in (metadata or {}).items():
         if raised is not False:
             said = flag[:40] if isinstance(flag, str) else "unknown"
-            raise UnreadableError(f"a tensor that was saved as a view with the flag {said!r} (resolve it before saving)")
+            raise UnreadableError(f"a tensor that was saved as a view with the flag {said!r}; resolve it first")
 
 
 def _tensor(
