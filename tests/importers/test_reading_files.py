@@ -314,3 +314,54 @@ def test_a_chain_with_another_step_than_masks_is_refused(other: str) -> None:
     path = "fc.parametrizations.weight"
     with pytest.raises(FileError, match=f"{path}.{other}.*of parametrization's"):
         ajour.read({f"{path}.original": W, f"{path}.0.mask": KEPT, f"{path}.{other}": KEPT})
+
+
+@pytest.mark.parametrize("size", [[2**10000], [[[]]], [1] * 65, "ab", {}])
+def test_a_size_of_an_lt_sft_that_is_none_is_refused_unprinted(tmp_path: Path, size: object) -> None:
+    encoded = {"size": size, "index_steps": [0], "values": torch.ones(1)}
+    with pytest.raises(FileError, match=r"fc.weight: its size .*is none of a tensor"):
+        ajour.read(saved(tmp_path, {"diffs": {"fc.weight": encoded}, "abs": {}}))
+
+
+def test_rows_without_columns_are_counted_before_they_are_gone_through(tmp_path: Path) -> None:
+    shape, none = torch.tensor([2**28, 0]), torch.empty(0)
+    tensors = {"fc.compressed": none, "fc.bitmask": torch.empty(2**28, 0, dtype=torch.uint8), "fc.shape": shape}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(FileError, match="claims to hold 268435456 weights"):
+        ajour.read(tmp_path / "x.safetensors")
+
+
+def test_codes_beside_their_scale_are_refused_without_a_config(tmp_path: Path) -> None:
+    state = {"fc.weight": torch.ones(24, 16, dtype=torch.int8), "fc.weight_scale": torch.ones(24, 1)}
+    with pytest.raises(FileError, match=r"'fc.weight' is quantized \(its scale is 'fc.weight_scale'\)"):
+        ajour.read(state)
+    assert set(ajour.read({**state, "fc.weight": W})) == set(state)
+    save_file({"fc.weight": W}, tmp_path / "model.safetensors")
+    said = {"compression_config": {"quant_method": "compressed-tensors", "config_groups": {"a": {}}}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(FileError, match="is quantized"):
+        ajour.read(tmp_path)
+
+
+def test_loose_files_that_hold_one_name_twice_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_file({"fc.weight": torch.randn(24, 16)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(FileError, match=r"holds the tensor fc.weight in b.safetensors and in another file"):
+        ajour.read(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_zeros_and_ones_in_floats_are_masks_and_never_weights(dtype: torch.dtype) -> None:
+    model = Net()
+    before = model.fc.weight.detach().clone()
+    ajour.read({"fc.weight": KEPT.to(dtype), "fc.bias": torch.ones(24, dtype=dtype)}, model)
+    assert torch.equal(model.fc.weight, before * KEPT)
+    with pytest.raises(FileError, match=r"What holds masks alone.*has nothing but zeros and ones in it"):
+        ajour.read({"fc.weight": KEPT.to(dtype) / 2}, model)
+
+
+def test_a_new_norm_s_zeros_and_ones_are_its_weights() -> None:
+    state = nn.BatchNorm1d(24).state_dict()
+    model = nn.BatchNorm1d(24)
+    nn.init.normal_(model.weight)
+    assert torch.equal(ajour.read(state, model).weight, torch.ones(24))

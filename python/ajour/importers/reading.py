@@ -58,6 +58,7 @@ def read(
     checkpoint = in_memory(path) if isinstance(path, Mapping) else open_checkpoint(path)
     try:
         with torch.inference_mode(False), torch.no_grad():
+            refuse_codes(checkpoint, str(checkpoint.path))
             changes = find_changes(checkpoint, mask_key)
             if changes:
                 return _alone(checkpoint, changes) if model is None else _change(checkpoint, changes, model)
@@ -72,7 +73,6 @@ def _whole(checkpoint: Checkpoint, mask_key: str | None, progress: bool) -> dict
     from ajour.importers.progress import bar  # rich is slow to import, and only wanted here
 
     refuse_quantized(checkpoint.config, str(checkpoint.path))
-    refuse_codes(checkpoint, str(checkpoint.path))
     stored = restored(checkpoint, mask_key)
     if not stored:
         raise FileError(f"{checkpoint.path} holds no weights that ajour knows how to read")
