@@ -115,3 +115,41 @@ def test_a_live_model_s_config_is_checked() -> None:
 def test_names_of_files_are_no_markup_and_no_control_codes(tmp_path: Path) -> None:
     save_file({"[/red]a\x1b[2J.weight": keeping(2)}, tmp_path / "x.safetensors")
     assert "[/red]a\\x1b[2J" in str(ajour.inspect(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layer", "meant"),
+    [
+        ("re:.*mlp.gate$", "model.mlp.gate_proj", False), ("re:.*mlp.gate$", "model.mlp.gate", True),
+        ("re:.*mlp.gate", "model.mlp.gate_proj", True), ("re:mlp", "model.mlp", False),
+        (r"re:model\.layers\.\d+\.fc$", "model.layers.12.fc", True),
+        (r"re:model\.layers\.\d+\.fc$", "model.layers.x.fc", False),
+        ("re:.*(q|k)_proj", "a.q_proj", None), ("re:" + ".*" * 400 + "x$", "a" * 300, False), ("Embedding", "a", None),
+    ],
+)  # fmt: skip
+def test_patterns_begin_where_names_do_and_what_is_not_understood_is_not_guessed(
+    pattern: str, layer: str, meant: bool | None
+) -> None:
+    assert Claim(2, 4, "pruned", "x", targets=(pattern,)).is_for(layer) is meant
+    assert Claim(2, 4, "pruned", "x", ignored=(pattern,)).is_for(layer) is (None if meant is None else not meant)
+
+
+def test_a_claim_whose_layers_can_t_be_told_is_neither_true_nor_false(tmp_path: Path) -> None:
+    found = ajour.inspect(folder(tmp_path, {"a.weight": torch.randn(32, 32)}, "2:4", ["re:(a|b)"]))
+    assert "can't tell, as it names its layers in a way that is not understood (1 layers)" in str(found)
+    assert not found.claims[0].true
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "stage:\n  Wanda:\n    mask_structure: '2:4'\n    ignore: ['re:.*skip$', lm_head]\n  Other:\n    ignore: [a]\n",
+        "stage:\n  Wanda:\n    ignore:\n    - re:.*skip$\n    - lm_head\n    mask_structure: 2:4\n",
+        "stage:\n  Wanda:\n    targets: [a]\n    mask_structure: 2:4\n",
+    ],
+)
+def test_a_recipe_s_own_ignore_and_targets_hold(tmp_path: Path, recipe: str) -> None:
+    save_file({"a.weight": keeping(2), "skip.weight": torch.randn(32, 32)}, tmp_path / "model.safetensors")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    (claim,) = ajour.inspect(tmp_path).claims
+    assert (claim.true, claim.layers) == (True, 1)

@@ -133,3 +133,32 @@ def test_the_bar_counts_and_is_silent_where_there_is_no_terminal(capsys: pytest.
         advance()
         advance()
     assert capsys.readouterr().err == ""
+
+
+def test_an_expanded_buffer_is_told_before_anything_changes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.register_buffer("p", torch.arange(4).expand(3, 4))
+    before = state_of(model)
+    wanted = {name: torch.randn(tensor.shape).to(tensor.dtype) for name, tensor in before.items()}
+    with pytest.raises(FileError, match="'p' is expanded and can't be filled"):
+        ajour.read(wanted, model)
+    assert_same(model, before)
+
+
+def test_parameters_that_share_memory_without_being_one_are_not_overwritten_by_each_other() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = nn.Parameter(model[0].weight.data)
+    before, w = state_of(model), torch.randn(4, 4)
+    with pytest.raises(FileError, match="shares its memory in the model with a tensor that differs"):
+        ajour.read({"0.weight": w, "1.weight": w + 1}, model)
+    assert_same(model, before)
+    ajour.read({"0.weight": w, "1.weight": w}, model)
+    assert_same(model, {"0.weight": w, "1.weight": w})
+
+
+def test_views_of_one_memory_that_don_t_overlap_are_filled() -> None:
+    model, whole = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)), torch.randn(4, 8)
+    model[0].weight, model[1].weight = nn.Parameter(whole[:, :4]), nn.Parameter(whole[:, 4:])
+    wanted = {"0.weight": torch.randn(4, 4), "1.weight": torch.randn(4, 4)}
+    ajour.read(wanted, model)
+    assert_same(model, wanted)

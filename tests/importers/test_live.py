@@ -150,6 +150,19 @@ def test_openlth_masks_count_before_its_forward_applies_them() -> None:
     assert torch.equal(masked.weight(), inner[0].weight * mask)
 
 
+def test_a_wrapper_whose_forward_leaves_a_mask_be_is_not_taken_for_openlth() -> None:
+    model, plain = nn.Sequential(nn.Linear(32, 32)), nn.Module()
+    mask = half_mask(model[0])
+    plain.model = model
+    plain.register_buffer("mask_0___weight", mask.float())
+    (layer,) = find_layers(plain)
+    assert layer.mask_source is None
+    assert torch.equal(layer.weight(), model[0].weight)
+    model[0].weight.data.mul_(mask)
+    (obeying,) = find_layers(plain)
+    assert obeying.mask_source == "OpenLTH"
+
+
 def two_of_four() -> Tensor:
     return torch.ones(64, 16, 4).scatter(-1, torch.rand(64, 16, 4).topk(2).indices, 0.0).view(64, 64) != 0
 

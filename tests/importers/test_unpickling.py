@@ -179,3 +179,65 @@ def test_expanded_tensors_compressed_records_and_scripts_are_refused(tmp_path: P
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "z.pt"))
     with pytest.raises(FileError, match="holds TorchScript code"):
         TorchFile(tmp_path / "z.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_views_of_a_conjugate_or_a_negative_are_refused_not_read_without_it(tmp_path: Path, legacy: bool) -> None:
+    z = torch.complex(torch.randn(4), torch.randn(4))
+    for view, flag in ((z.conj(), "conj"), (z.conj().imag, "neg")):
+        torch.save({"w": view}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(FileError, match=f"with the flag '{flag}'"):
+            TorchFile(tmp_path / "x.pt")
+        torch.save({"w": view.resolve_conj().resolve_neg()}, tmp_path / "x.pt")
+        file = TorchFile(tmp_path / "x.pt")
+        assert torch.equal(file.read(file.contents["w"]), view)
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+REPEATED = [
+    text("a" * 100_000) + b"q\x00c_codecs\nencode\nq\x01" + text("latin1") + b"q\x02" + b"h\x01h\x00h\x02\x86R" * 500,
+    b"(" + b"".join(b"M" + i.to_bytes(2, "little") for i in range(20_000)) + b"lq\x00cbuiltins\nset\nq\x01"
+    + b"h\x01h\x00\x85R" * 500,
+    b"(" + b"K\x01K\x02\x86" * 20_000 + b"lq\x00ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 500,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", REPEATED)
+def test_one_long_value_is_not_copied_again_and_again(data: bytes) -> None:
+    with pytest.raises(DamagedError, match="far more of its bytes than they are"):
+        loads(b"\x80\x02" + data + b".")
+
+
+def wide(levels: int) -> bytes:
+    """A list of ten lists of ten lists ..., whose text has 10**levels brackets."""
+    made = b"]q\x00"
+    for level in range(levels):
+        made += b"(" + (b"h" + bytes([level])) * 10 + b"lq" + bytes([level + 1])
+    return made
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wide(30) + text("x") + b"\x93", b"c_codecs\nencode\n" + text("x") + wide(30) + b"\x86R",
+        b"cnumpy\ndtype\n" + wide(30) + b"\x85R",
+    ],
+)  # fmt: skip
+def test_values_that_are_endless_to_print_are_refused_unprinted(data: bytes) -> None:
+    with pytest.raises((UnreadableError, DamagedError)):
+        loads(b"\x80\x04" + data + b".")
+
+
+def test_an_old_file_s_version_that_is_endless_to_print_is_refused(tmp_path: Path) -> None:
+    magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+    (tmp_path / "x.pt").write_bytes(magic + b"\x80\x02" + wide(30) + b"." + b"\x80\x02}.")
+    with pytest.raises(FileError, match="its version is none that torch writes"):
+        TorchFile(tmp_path / "x.pt")
+
+
+def test_a_key_longer_than_python_prints_is_refused() -> None:
+    with pytest.raises(ValueError, match="of more than 64 bits"):
+        loads(b"\x80\x02}\x8b" + (3000).to_bytes(4, "little") + b"\x01" * 3000 + b"Ns.")

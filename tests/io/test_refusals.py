@@ -117,6 +117,7 @@ def flipped(name: str, count: int) -> Callable[[dict[str, Tensor], dict[str, str
         (lambda t, m: t.update({"new": torch.randn(2)}), "the model lacks 1 tensors: new"),
         (lambda t, m: m.update(version="2"), r"is of version '2', this ajour reads version 1; update ajour"),
         (lambda t, m: m.update(version="one"), "is of version 'one'"),
+        (lambda t, m: m.update(version="9" * 5000), "is of version '9{40}', this ajour reads version 1"),
         (lambda t, m: m.update(format="pt"), r"was not written by ajour.save \(its format is 'pt'\)"),
         (lambda t, m: m.clear(), "its format is 'not named'"),
         (lambda t, m: m.update(layers="{"), "the metadata 'layers' are missing or no JSON"),

@@ -29,4 +29,9 @@ def _on_module(module: nn.Module) -> Found | None:
     return held_beside(module, MASK, NAME)
 
 
-TOOL = Tool(NAME, _places, _on_module, frozenset((MASK, "__weight_mma_pruned_p")))
+def _is_mask(name: str, shapes: Shapes) -> bool:
+    leaf = name.rpartition(".")[2]
+    return leaf.startswith("__") and leaf.endswith("_mma_mask")
+
+
+TOOL = Tool(NAME, _places, _on_module, frozenset((MASK, "__weight_mma_pruned_p")), _is_mask)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from ajour.importers import lt_sft, mapping, mask_sparsity, peft_sft, r_amt
 from ajour.importers.change import Change
 from ajour.importers.checkpoint import Checkpoint
+from ajour.importers.live import TOOLS
 from ajour.importers.restoring import check_expansion
+from ajour.importers.saved import FORMAT
 from ajour.terms.errors import FileError
 
 
@@ -35,4 +37,7 @@ def _found(checkpoint: Checkpoint, mask_key: str | None) -> list[Change]:
         return found
     if mask_sparsity.is_one(checkpoint, shapes):
         return list(mask_sparsity.changes(checkpoint, shapes))
+    masked_already = any(tool.shapes_a_weight(name, shapes) for tool in TOOLS for name in shapes)
+    if checkpoint.metadata.get("format") == FORMAT or masked_already:
+        return []
     return list(mapping.changes(checkpoint, shapes)) if mapping.are_masks(checkpoint, shapes) else []

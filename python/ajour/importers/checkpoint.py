@@ -155,6 +155,8 @@ def _folder(path: Path) -> Checkpoint:
         for name in names if names is not None else held:
             if name not in held:
                 raise FileError(f"{path / shard}: the tensor {name} is missing; the folder's index lists it here")
+            if name in entries:
+                raise FileError(f"{path} holds the tensor {name} in {shard} and in another file; keep one of them")
             entries[name] = held._entries[name]
     return Checkpoint(path, entries, config=config, contents=contents, nbytes=nbytes)
 

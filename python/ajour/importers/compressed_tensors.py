@@ -15,6 +15,7 @@ FORMATS = ("sparse-24-bitmask", "sparse-bitmask")
 VALUES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
 )  # fmt: skip
+_SCALES = ("_scale", "_scale_inv")
 PARTS = ("compressed", "bitmask", "shape", "row_offsets")
 
 
@@ -40,12 +41,25 @@ def refuse(config: Mapping[str, Any], where: str) -> None:
 
 def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
     """Raises FileError for a checkpoint whose numbers are codes, not weights."""
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, Mapping):
+    for quantization in (config.get("quantization_config"), config.get("compression_config")):
+        if not isinstance(quantization, Mapping):
+            continue
         method = quantization.get("quant_method")
         if quantization.get("config_groups") or method not in (None, "compressed-tensors"):
             raise FileError(
                 f"{where} is quantized ({str(method)[:40]}), which is not supported; read the model it was made of"
+            )
+
+
+def refuse_codes(tensors: Mapping[str, Tensor], where: str) -> None:
+    """The same by what a file holds, for one that comes without its config.json."""
+    for name in tensors:
+        weight = next((name.removesuffix(end) for end in _SCALES if name.endswith(f"weight{end}")), None)
+        packed = f"{weight}_packed" in tensors
+        if weight is not None and (packed or (weight in tensors and tensors[weight].dtype not in VALUES[:4])):
+            raise FileError(
+                f"{where}: {weight!r} is quantized (its scale is {name!r}), which is not supported; read the model it "
+                "was made of"
             )
 
 

@@ -50,8 +50,41 @@ def check_whole(state: Mapping[str, Tensor], held: Mapping[str, Tensor], where: 
     for names, lacking in ((missing, "the file lacks"), (sorted(state.keys() - held.keys()), "the model lacks")):
         if names:
             some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            raise FileError(f"{where} is of another model: {lacking} {len(names)} tensors: {some}")
+            raise FileError(
+                f"{where} is of another model: {lacking} {len(names)} tensors: {some}. What holds masks alone, for a "
+                "part of a model, has nothing but zeros and ones in it"
+            )
     check_tensors(state, held, where)
+
+
+def _check_storages(state: Mapping[str, Tensor], held: Mapping[str, Tensor], where: str) -> None:
+    """Raises FileError where filling would fail midway, or one tensor's values would overwrite another's.
+
+    Tensors may share memory without being one object. Where several do, their values are tried out on a copy of it.
+    """
+    sharing: dict[int, dict[int, str]] = {}
+    for name in state:
+        here = held[name]
+        if here.is_meta or not here.numel():
+            continue
+        if any(side > 1 and step == 0 for side, step in zip(here.shape, here.stride(), strict=True)):
+            raise FileError(f"{where}: the model's {name!r} is expanded and can't be filled; make it contiguous first")
+        sharing.setdefault(here.untyped_storage().data_ptr(), {}).setdefault(id(here), name)
+    for names in sharing.values():
+        if len(names) > 1:
+            copy = torch.UntypedStorage(held[next(iter(names.values()))].untyped_storage().nbytes())
+            views = {name: _view(copy, held[name]) for name in names.values()}
+            for name, view in views.items():
+                view.copy_(state[name])
+            for name, view in views.items():
+                if not torch.equal(_bits(view), _bits(state[name].cpu())):
+                    raise FileError(f"{where}: {name!r} shares its memory in the model with a tensor that differs")
+
+
+def _view(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
+    with torch.no_grad():
+        empty = torch.empty(0, dtype=like.dtype)
+        return empty.set_(storage, like.storage_offset(), like.shape, like.stride())
 
 
 def check_tensors(state: Mapping[str, Tensor], held: Mapping[str, Tensor], where: str) -> None:
@@ -71,6 +104,7 @@ def check_tensors(state: Mapping[str, Tensor], held: Mapping[str, Tensor], where
         twin = first.setdefault(id(here), name)
         if twin != name and not torch.equal(_bits(state[twin]), _bits(value)):
             raise FileError(f"{where}: {name!r} and {twin!r} are tied in the model, and differ in the file")
+    _check_storages(state, held, where)
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -47,9 +47,10 @@ def changes(state: Mapping[str, Any], read: Callable[[StoredTensor], Tensor]) ->
 
 def _check(name: str, encoded: Mapping[str, Any]) -> tuple[int, ...]:
     size, steps, values = (encoded[part] for part in _PARTS)
-    sides = isinstance(size, tuple | list) and all(type(side) is int and 0 <= side < 2**40 for side in size)
-    if not sides or math.prod(size) >= 2**48:
-        raise FileError(f"{name}: its size {str(size)[:80]} is none of a tensor")
+    if not isinstance(size, tuple | list) or len(size) > 64 or not all(type(side) is int for side in size):
+        raise FileError(f"{name}: its size is none of a tensor")
+    if not all(0 <= side < 2**40 for side in size) or math.prod(size) >= 2**48:
+        raise FileError(f"{name}: its size of {len(size)} sides is none of a tensor")
     if not isinstance(steps, list) or not all(type(step) is int and 0 <= step < 2**48 for step in steps):
         raise FileError(f"{name}: its index_steps should be whole numbers, none below 0")
     if not isinstance(values, StoredTensor) or values.size != (len(steps),) or not values.dtype.is_floating_point:

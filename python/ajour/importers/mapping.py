@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ajour.importers.change import Change, check_base
-from ajour.importers.tool import Place, Shapes, check_mask, masked
+from ajour.importers.tool import PART, Place, Shapes, check_mask, masked
 from ajour.terms.errors import FileError
 
 NAME = "masks by name"
@@ -37,13 +37,19 @@ def places(shapes: Shapes, mask_key: str) -> Iterator[Place]:
 
 
 def are_masks(tensors: Mapping[str, Tensor], shapes: Shapes) -> bool:
-    """Whether all that it holds are zeros and ones of a kind that no weight has: bool or whole numbers."""
+    """Whether all that it holds are zeros and ones, and one of them is of a kind that only a mask is.
+
+    That is bool or whole numbers throughout, or a matrix: a new norm's vectors are zeros and ones in floats, too.
+    """
+    whole = True
     for name in shapes:
         mask = tensors[name]
-        whole = not mask.is_floating_point() and not mask.is_complex()
-        if not whole or not bool(((mask == 0) | (mask == 1)).all()):
+        if mask.is_complex() or (mask.dtype.itemsize == 1 and mask.is_floating_point()):
             return False
-    return bool(shapes)
+        if not all(bool(((part == 0) | (part == 1)).all()) for part in mask.reshape(-1).split(PART)):
+            return False
+        whole = whole and not mask.is_floating_point()
+    return bool(shapes) and (whole or any(len(shape) > 1 for shape in shapes.values()))
 
 
 def changes(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[Change]:

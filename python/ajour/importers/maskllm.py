@@ -21,4 +21,10 @@ def _on_module(module: nn.Module) -> Found | None:
     return held_beside(module, MASK, NAME)
 
 
-TOOL = Tool(NAME, _places, _on_module, frozenset((MASK,)))
+def _is_mask(name: str, shapes: Shapes) -> bool:
+    """Other modules have a `mask`, too, an attention for one; this one stands beside a weight."""
+    path, dot, leaf = name.rpartition(".")
+    return leaf == MASK and f"{path}{dot}weight" in shapes
+
+
+TOOL = Tool(NAME, _places, _on_module, frozenset((MASK,)), _is_mask)

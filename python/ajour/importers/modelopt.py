@@ -29,4 +29,8 @@ def is_sparse_class(kind: type, module: nn.Module) -> bool:
     return kind.__module__.partition(".")[0] == NAME and MASK in module._buffers
 
 
-TOOL = Tool(NAME, _places, _on_module, frozenset((MASK,)))
+def _is_mask(name: str, shapes: Shapes) -> bool:
+    return name.rpartition(".")[2] == MASK
+
+
+TOOL = Tool(NAME, _places, _on_module, frozenset((MASK,)), _is_mask)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from ajour.importers.tool import Place, Shapes, Tool
+from ajour.importers.tool import Place, Shapes, Tool, masked, same
 
 NAME = "OpenLTH"
 _START = "mask_"
@@ -18,30 +18,46 @@ _DOT = "___"
 
 
 def _places(shapes: Shapes) -> Iterator[Place]:
+    encoded: dict[str, list[str]] = {}  # a name with underscores beside its dots can't be decoded, only encoded
+    for name in shapes:
+        encoded.setdefault(name.replace(".", _DOT), []).append(name)
     for mask, shape in shapes.items():
         path, dot, leaf = mask.rpartition(".")
         if not leaf.startswith(_START):
             continue
-        parameter = leaf.removeprefix(_START).replace(_DOT, ".")
-        for name in (f"{path}{dot}model.{parameter}", f"{path}{dot}{parameter}"):
-            if shapes.get(name) == shape:
-                yield Place(name, name, (mask,))
+        for prefix in (f"{path}{dot}model.", f"{path}{dot}"):
+            names = encoded.get(prefix.replace(".", _DOT) + leaf.removeprefix(_START), ())
+            fitting = [name for name in names if name.startswith(prefix) and shapes[name] == shape]
+            if len(fitting) == 1:
+                yield Place(fitting[0], fitting[0], (mask,))
                 break
 
 
 def model_masks(model: nn.Module) -> dict[str, Tensor]:
-    """The masks by the full name of the parameter, from any PrunedModel in a live model."""
+    """The masks by the full name of the parameter, from any PrunedModel in a live model.
+
+    Of another class, whose forward may leave them be, those that the parameter obeys already.
+    """
     masks = {}
     for path, module in model.named_modules():
         inner = module._modules.get("model")
         if inner is None or not any(name.startswith(_START) for name in module._buffers):
             continue
-        held = dict(inner.named_parameters())
-        for name, mask in module._buffers.items():
-            parameter = name.removeprefix(_START).replace(_DOT, ".")
-            if mask is not None and name.startswith(_START) and parameter in held:
-                masks[f"{path}.model.{parameter}" if path else f"model.{parameter}"] = mask
+        applies = any(kind.__name__ == "PrunedModel" for kind in type(module).__mro__)
+        for name, parameter in inner.named_parameters():
+            mask = module._buffers.get(_START + name.replace(".", _DOT))
+            if mask is not None and (applies or _obeys(parameter, mask)):
+                masks[f"{path}.model.{name}" if path else f"model.{name}"] = mask
     return masks
 
 
-TOOL = Tool(NAME, _places, lambda module: None)
+def _obeys(parameter: Tensor, mask: Tensor) -> bool:
+    return parameter.shape == mask.shape and same(parameter.detach(), masked(parameter, mask))
+
+
+def _is_mask(name: str, shapes: Shapes) -> bool:
+    leaf = name.rpartition(".")[2]
+    return leaf.startswith(_START) and _DOT in leaf
+
+
+TOOL = Tool(NAME, _places, lambda module: None, shapes_a_weight=_is_mask)

@@ -58,4 +58,9 @@ def _on_module(module: nn.Module) -> Found | None:
     return Found(weight, NAME)
 
 
-TOOL = Tool(NAME, _places, _on_module, frozenset(("parametrizations",)))
+def _is_of_a_chain(name: str, shapes: Shapes) -> bool:
+    """A step of another kind, or a mask behind a gap: what the chain makes of its weight is not known."""
+    return "parametrizations" in name.split(".")
+
+
+TOOL = Tool(NAME, _places, _on_module, frozenset(("parametrizations",)), _is_of_a_chain)

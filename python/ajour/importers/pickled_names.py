@@ -53,6 +53,8 @@ def plain_key(key: Any) -> Hashable:
     """The key of a dict or member of a set; a tuple's hash walks all that is in it, which can be made endless."""
     if key is not None and not isinstance(key, str | int | float | bytes):
         raise ValueError(f"a {type(key).__name__} is the key of a dict")
+    if isinstance(key, int) and not -(2**63) <= key < 2**64:  # Python prints no longer ones, and hashes many alike
+        raise ValueError("a whole number of more than 64 bits is the key of a dict")
     return key  # type: ignore[no-any-return]
 
 
@@ -64,8 +66,22 @@ def _sizes(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: torch.dtype | None = None) -> Any:
+def _refuse_flags(metadata: Any) -> None:
+    """A tensor saved as a conjugate or a negative view holds other values than its storage."""
+    if metadata is not None and not isinstance(metadata, dict):
+        raise UnreadableError("a tensor whose metadata are no dict")
+    for flag, raised in (metadata or {}).items():
+        if raised is not False:
+            said = flag[:40] if isinstance(flag, str) else "unknown"
+            raise UnreadableError(f"a tensor that was saved as a view with the flag {said!r}; resolve it first")
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None, hooks: Any = None, metadata: Any = None,
+    dtype: torch.dtype | None = None,
+) -> Any:  # fmt: skip
     """Checked against its storage, so that nothing outside is read and a tensor is no larger than what holds it."""
+    _refuse_flags(metadata)
     held = getattr(storage, "dtype", None)
     size, stride, (offset,) = _sizes(size), _sizes(stride), _sizes((offset,))
     if not isinstance(held, torch.dtype) or len(size) != len(stride):
@@ -80,10 +96,12 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype
     return StoredTensor(storage, kind, offset, size, stride)
 
 
-def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
+def _tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> Any:
     if not isinstance(dtype, Name) or dtype.dtype is None:
         raise UnreadableError("a tensor without a dtype")
-    return _tensor(storage, offset, size, stride, dtype=dtype.dtype)
+    return _tensor(storage, offset, size, stride, metadata=metadata, dtype=dtype.dtype)
 
 
 def _parameter(data: Any, *rest: Any) -> Any:
@@ -112,7 +130,8 @@ def _set(items: Sequence[Any] = ()) -> frozenset[Any]:
 def _encode(text: Any, encoding: Any) -> bytes:
     """How protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise UnreadableError(f"_codecs.encode to {str(encoding)[:40]}")
+        said = encoding[:40] if isinstance(encoding, str) else type(encoding).__name__
+        raise UnreadableError(f"_codecs.encode to {said}")
     return text.encode("latin-1")
 
 
@@ -130,7 +149,7 @@ _NUMBERS = {
 
 def _numpy_type(code: Any, *rest: Any) -> NumpyType:
     if not isinstance(code, str) or code.lstrip("<>|=") not in _NUMBERS:
-        raise UnreadableError(f"numpy.dtype {str(code)[:40]!r}")
+        raise UnreadableError(f"numpy.dtype {code[:40] if isinstance(code, str) else type(code).__name__!r}")
     return NumpyType(code.lstrip("<>|="), ">" if code.startswith(">") else "<")
 
 

@@ -15,7 +15,7 @@ from ajour.importers import mapping
 from ajour.importers.change import Change
 from ajour.importers.changing import find_changes
 from ajour.importers.checkpoint import Checkpoint, in_memory, open_checkpoint
-from ajour.importers.compressed_tensors import refuse_quantized
+from ajour.importers.compressed_tensors import refuse_codes, refuse_quantized
 from ajour.importers.fitting import changed, check_tensors, check_whole, fill, fitted_names, held_by
 from ajour.importers.restoring import restored
 from ajour.terms.errors import FileError
@@ -58,6 +58,7 @@ def read(
     checkpoint = in_memory(path) if isinstance(path, Mapping) else open_checkpoint(path)
     try:
         with torch.inference_mode(False), torch.no_grad():
+            refuse_codes(checkpoint, str(checkpoint.path))
             changes = find_changes(checkpoint, mask_key)
             if changes:
                 return _alone(checkpoint, changes) if model is None else _change(checkpoint, changes, model)

@@ -55,10 +55,23 @@ def restored(checkpoint: Checkpoint, mask_key: str | None = None) -> list[Stored
     found = [*packed, *(_applied(checkpoint, place, tool) for place, tool in masks)]
     plain = list(plain_zeros.places(checkpoint.shapes, used))
     nncf.refuse_hooks((place.weight for place in plain), str(checkpoint.path))
+    _refuse_strays(checkpoint, plain)
     found += [_applied(checkpoint, place, None) for place in plain]
     _check_names(checkpoint, found)
     order = {name: place for place, name in enumerate(checkpoint)}
     return sorted(found, key=lambda stored: order.get(stored.name, order.get(f"{stored.name}_orig", len(order))))
+
+
+def _refuse_strays(checkpoint: Checkpoint, plain: list[Place]) -> None:
+    """Raises FileError for a mask that was not applied: without it the weights are not what the model runs with."""
+    for place in plain:
+        for tool in TOOLS:
+            if tool.shapes_a_weight(place.weight, checkpoint.shapes):
+                raise FileError(
+                    f"{checkpoint.path}: {place.weight!r} {checkpoint.shapes[place.weight]} is named as a mask or a "
+                    f"step of {tool.name}'s and can't be applied to a weight here (its shape or its place does not "
+                    "fit, or another mask is there already); apply it before saving, or leave it out"
+                )
 
 
 def check_expansion(checkpoint: Checkpoint, elements: int) -> None:
@@ -155,4 +168,5 @@ def _check_names(checkpoint: Checkpoint, found: list[Stored]) -> None:
         if stored.name in names:
             raise FileError(f"{checkpoint.path} holds {stored.name!r} in two forms; keep one of them")
         names.add(stored.name)
-    check_expansion(checkpoint, sum(math.prod(stored.shape) for stored in found))
+    # a side of 0 leaves no elements, but rows to go through
+    check_expansion(checkpoint, sum(math.prod(max(side, 1) for side in stored.shape) for stored in found))

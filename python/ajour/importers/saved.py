@@ -112,9 +112,10 @@ def check_metadata(path: Path, metadata: Mapping[str, str]) -> Mapping[str, str]
             "into its model by its own means, then call ajour.convert"
         )
     version = metadata.get("version", "")
-    if not (version.isascii() and version.isdigit()) or int(version) > VERSION or int(version) < 1:
+    digits = version.isascii() and version.isdigit() and len(version) < 10  # Python reads no number of 5000
+    if not digits or int(version) > VERSION or int(version) < 1:
         raise FileError(
-            f"{path} is of version {version!r}, this ajour reads version {VERSION}; update ajour to read it"
+            f"{path} is of version {version[:40]!r}, this ajour reads version {VERSION}; update ajour to read it"
         )
     return metadata
 

@@ -47,18 +47,20 @@ class Tool:
     """places: what of a file's names is this tool's. on_module: the same for a module; None where it has left nothing.
 
     parts: names of parameters, buffers and children that it leaves on a layer beside `weight` and `bias`.
+    shapes_a_weight: whether a name in a file is one under which this tool keeps what shapes a weight.
     """
 
     name: str
     places: Callable[[Shapes], Iterable[Place]]
     on_module: Callable[[nn.Module], Found | None]
     parts: frozenset[str] = frozenset()
+    shapes_a_weight: Callable[[str, Shapes], bool] = lambda name, shapes: False
 
 
 def masked(weight: Tensor, mask: Tensor) -> Tensor:
     """weight * mask, as the tools' forwards compute it (so Inf under the mask is their NaN)."""
     kept = mask.detach()
-    # in place on a copy: temporaries as large as tensors left holes between the results, 0.7 GB beside 1.3 GB of them
+    # in place on a copy: a temporary as large as the tensor would leave a hole between the results
     return weight.detach().clone().mul_(kept if kept.dtype == torch.bool else kept.to(weight.dtype))
 
 

@@ -170,7 +170,7 @@ class TorchFile:
             raise UnreadableError("a pickle that torch.save did not write")
         version, _ = (unpickle(file, self._size, refuse) for _ in range(2))
         if version != 1001:
-            raise ValueError(f"its version is {str(version)[:40]}")
+            raise ValueError("its version is none that torch writes")
         contents = unpickle(file, self._size, persistent)
         keys = unpickle(file, self._size, refuse)
         if not isinstance(keys, list):

@@ -49,4 +49,8 @@ def is_prune_hook(hook: object) -> bool:
     return isinstance(hook, BasePruningMethod)
 
 
-TOOL = Tool(NAME, _places, _on_module, frozenset(("weight_orig", "weight_mask", "bias_orig", "bias_mask")))
+def _is_mask(name: str, shapes: Shapes) -> bool:
+    return name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in shapes
+
+
+TOOL = Tool(NAME, _places, _on_module, frozenset(("weight_orig", "weight_mask", "bias_orig", "bias_mask")), _is_mask)

@@ -2,7 +2,7 @@
 
 Only what pickle's protocols 2 to 5 need for those is understood. There is no import, no attribute access and no call of
 anything but the functions of `pickled_names`, which build values of our own; whatever else stands in a pickle is
-refused by its name. Each instruction allocates no more than a small multiple of the bytes that it was given.
+refused by its name. What calls are given is counted, so all that is allocated is a small multiple of the file's size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import IO, Any
 from ajour.importers.pickled_names import NAMES, Name, UnreadableError, plain_key
 
 _MARK = object()
+_LONG = (str, bytes, bytearray, tuple, list, dict, set, frozenset)
 
 
 class DamagedError(ValueError):
@@ -34,6 +35,7 @@ class _Machine:
         self.file, self.size, self.persistent = file, size, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.left = 4 * size + 65536  # of what calls may be given: one may be given the same long value again and again
 
     def run(self) -> Any:
         operations = _OPERATIONS
@@ -96,6 +98,9 @@ class _Machine:
             raise DamagedError("something is called that is no function")
         if name.make is None:
             raise UnreadableError(f"{name.text} is called")
+        self.left -= sum(len(value) for value in arguments if isinstance(value, _LONG))
+        if self.left < 0:
+            raise DamagedError("it makes far more of its bytes than they are")
         try:
             self.stack.append(name.make(*arguments))
         except (TypeError, ValueError, LookupError, AttributeError, OverflowError, struct.error) as error:
@@ -122,6 +127,8 @@ class _Machine:
         self.stack.append(value)
 
     def name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise DamagedError("a name is no text")
         text = f"{module}.{name}"
         if text not in NAMES:
             raise UnreadableError(text[:200])
