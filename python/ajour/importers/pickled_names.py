@@ -55,7 +55,8 @@ def plain_key(key: Any) -> Hashable:
         raise ValueError(f"a {type(key).__name__} is the key of a dict")
     if isinstance(key, int) and not -(2**63) <= key < 2**64:  # Python prints no longer ones, and hashes many alike
         raise ValueError("a whole number of more than 64 bits is the key of a dict")
-    return key  # type: ignore[no-any-return]
+    hashable: Hashable = key
+    return hashable
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
