@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import ajour
 from ajour.nn import Permuted, linear_of
 from ajour.terms.pattern import NM
 from pruned import keep_mask, matrix_of
@@ -58,3 +61,22 @@ def test_gradients_reach_x_and_the_layer() -> None:
     permuted(x).sum().backward()
     torch.testing.assert_close(x.grad, permuted.weight.detach().sum(0).expand(3, 6))
     assert permuted.layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(24, 24), lambda: Conv1D(24, 24)], ids=["linear", "conv1d"])
+def test_a_square_weight_is_read_back_in_the_features_own_order(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    layer = make()
+    order = torch.randperm(24)
+    inner = copy.deepcopy(layer)
+    side = 0 if isinstance(layer, Conv1D) else 1
+    with torch.no_grad():
+        inner.weight.copy_(layer.weight.index_select(side, order))
+    permuted = Permuted(inner, order)
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(permuted(x), layer(x))
+    ajour.save(nn.Sequential(permuted), tmp_path / "m.safetensors")
+    read = ajour.read(tmp_path / "m.safetensors")
+    assert set(read) == {"0.weight", "0.bias"}
+    assert torch.equal(read["0.weight"], layer.weight)
+    loaded = ajour.load(tmp_path / "m.safetensors", nn.Sequential(make()))
+    torch.testing.assert_close(loaded(x), layer(x))

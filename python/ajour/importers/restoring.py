@@ -97,12 +97,12 @@ def _own(saved: Saved) -> Iterator[Stored]:
         if layer.bias is not None:
             yield Stored(f"{prefix}bias", tuple(layer.bias.shape), partial(_same, layer.bias))
     for name, first in {**{name: name for name in saved.tensors}, **saved.ties}.items():
-        if name in orders:
+        if name in orders or name.removesuffix("ajour_turned") + "ajour_order" in orders:
             continue
         tensor, inside = saved.tensors[first], f"{name.rpartition('.')[0]}."
         read, turned = partial(_same, tensor), inside in insides and name == f"{inside}weight"
         if turned:
-            side = 1 if tensor.shape[1:] == insides[inside].shape else 0  # 0: a Conv1D's
+            side = 0 if f"{inside.removesuffix('layer.')}ajour_turned" in saved.tensors else 1
             read = partial(_in_own_order, saved, inside, read, insides[inside], side)
         outside = inside.removesuffix("layer.") + name.removeprefix(inside) if inside in insides else name
         yield Stored(outside, tuple(tensor.shape), read, made=turned)

@@ -10,7 +10,8 @@ from ajour.layers import is_conv1d
 class Permuted(nn.Module):
     """y = layer(x[..., order]): the layer's feature i is feature order[i] of x; it may be dense or converted.
 
-    layer: a linear layer of k in features, order: int64 [k], each of 0 .. k - 1 once; a buffer of the state_dict.
+    layer: a linear layer of k in features, order: int64 [k], each of 0 .. k - 1 once; a buffer of the state_dict. A
+    Conv1D's has `ajour_turned` beside it: its weight is [k, n], which a square one does not show.
     """
 
     ajour_order: Tensor
@@ -19,6 +20,8 @@ class Permuted(nn.Module):
         super().__init__()
         self.layer = layer
         self.register_buffer("ajour_order", order)
+        if is_conv1d(layer):
+            self.register_buffer("ajour_turned", order.new_ones(1))
         self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
