@@ -80,3 +80,12 @@ def test_a_square_weight_is_read_back_in_the_features_own_order(make: Callable[[
     assert torch.equal(read["0.weight"], layer.weight)
     loaded = ajour.load(tmp_path / "m.safetensors", nn.Sequential(make()))
     torch.testing.assert_close(loaded(x), layer(x))
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(24), torch.tensor(1.0), torch.zeros(24, 23), torch.zeros(2, 24, 24)])
+def test_a_weight_that_an_order_does_not_fit_is_refused(weight: Tensor, tmp_path: Path) -> None:
+    permuted = Permuted(nn.Linear(24, 24), torch.randperm(24))
+    permuted.layer.weight = nn.Parameter(weight)
+    ajour.save(nn.Sequential(permuted), tmp_path / "m.safetensors")
+    with pytest.raises(ajour.AjourError, match="ajour_order is no order of in features"):
+        ajour.read(tmp_path / "m.safetensors")

@@ -111,7 +111,8 @@ def _own(saved: Saved) -> Iterator[Stored]:
 def _in_own_order(saved: Saved, inside: str, read: Callable[[], Tensor], order: Tensor, side: int) -> Tensor:
     """The weight of a Permuted's layer as the wrapper shows it."""
     weight = read()
-    if order.dtype != int64 or not equal(order.sort().values, arange(weight.shape[side])):
+    fits = weight.dim() == 2 and order.dtype == int64 and order.dim() == 1
+    if not fits or not equal(order.sort().values, arange(weight.shape[side])):
         raise FileError(f"{saved.path}: {inside.removesuffix('layer.')}ajour_order is no order of in features")
     return weight.index_select(side, order.argsort())
 
