@@ -22,6 +22,5 @@ void bind_training(py::module_& m);
 void bind_projection(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_sm90(py::module_& m);
-void bind_scaled(py::module_& m);
 
 }  // namespace ajour::bindings

@@ -46,7 +46,6 @@ PYBIND11_MODULE(_C, m) {
   bind_projection(m);
   bind_decode(m);
   bind_sm90(m);
-  bind_scaled(m);
 
   m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });
   m.def("best_cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::best_isa()); });
