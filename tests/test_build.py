@@ -205,7 +205,7 @@ def test_a_build_has_every_dtype_unless_it_is_told_which(tmp_path: Path) -> None
     listed = ("-DAJOUR_SM90_DTYPES=float16;e4m3", "-DAJOUR_SM90_CONFIGS=128x64x128_2x1;128x128x256_1x1")
     assert sm90_sources(folders[1], *listed) == ["e4m3_128x128x256_1x1", "float16_128x64x128_2x1"]
     everything = sm90_sources(folders[2], "-DAJOUR_SM90_CONFIGS=ALL")
-    assert len(everything) == 11
+    assert len(everything) == 14
     assert set(default) <= set(everything)
     switches = "-DAJOUR_SM90_DTYPES=fp16", f"-DAJOUR_CUTLASS={headers_of(folders[3], 'MAJOR 4 MINOR 2')}"
     said = "AJOUR_SM90_DTYPES names 'fp16'; expected ALL, or a list of bfloat16, float16, e4m3"

@@ -36,18 +36,24 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The name of a source here that includes CUTLASS's layouts -> the program."""
-    package, nvcc = importlib.util.find_spec("cutlass_library"), shutil.which("nvcc")
+def cutlass() -> Path:
+    """CUTLASS's headers; where they or nvcc are missing, a skip that says so."""
+    package = importlib.util.find_spec("cutlass_library")
     found = [*ROOT.glob("build/*/cutlass-4.2")]
     if package is not None and package.submodule_search_locations:
         found.append(Path(package.submodule_search_locations[0]) / "source" / "include")
-    if not found or nvcc is None:
-        pytest.skip("CUTLASS's headers or CUDA's were not found: nothing was compared with CUTLASS's own layouts")
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False)
+    if not found or shutil.which("nvcc") is None:
+        pytest.skip("CUTLASS's headers or nvcc were not found: nothing was compared with CUTLASS's own layouts")
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def compiled(cutlass: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The name of a source here that includes CUTLASS's layouts -> the program."""
+    dry = subprocess.run(["nvcc", "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False)
     top = next(line.split("=", 1)[1] for line in dry.stderr.splitlines() if line.startswith("#$ TOP="))
     cuda = [*Path(top).glob("include"), *Path(top).glob("targets/*/include")]
-    includes = [found[0], *cuda, *(folder / "cccl" for folder in cuda)]
+    includes = [cutlass, *cuda, *(folder / "cccl" for folder in cuda)]
     flags = ["-std=c++17", "-O1", "-w", f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in includes)]
 
     def compile_one(source: str) -> Path:

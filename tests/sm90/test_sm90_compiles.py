@@ -34,9 +34,9 @@ def found() -> dict[str, Kernels]:
         assert arch == "sm_90", name
         ops = opcodes(text)
         products = {o for o in ops if "GMMA" in o}
-        (dtype,) = (d for d, product in PRODUCTS.items() if all(re.fullmatch(product, o) for o in products))
-        assert products, f"{name} does not multiply"
-        by_dtype[dtype][name] = ops
+        dtypes = [d for d, product in PRODUCTS.items() if products and all(re.fullmatch(product, o) for o in products)]
+        assert len(dtypes) == 1, f"{name} multiplies by {products or 'nothing'}, not by one of {PRODUCTS}"
+        by_dtype[dtypes[0]][name] = ops
     return by_dtype
 
 

@@ -13,6 +13,7 @@ namespace ajour::cuda {
 // whatever of the same sides comes to the same place.
 template <class MainLoop>
 struct WithRememberedWeights : MainLoop {
+  using Plain = MainLoop;
   using typename MainLoop::Arguments;
   using typename MainLoop::Params;
 
