@@ -61,6 +61,16 @@ def test_its_configurations_are_those_of_16_bits_with_its_own_tile() -> None:
         sm90.parse("tiles w4", "e4m3")
 
 
+@pytest.mark.parametrize(("m", "rows"), [(1, (128, 16)), (64, (128, 16)), (65, (128,)), (4096, (128,))])
+def test_narrow_tiles_are_for_few_rows(native: SimpleNamespace, m: int, rows: tuple[int, ...]) -> None:
+    """Each tile of x reads the weight; those of a larger build are compared where they may pay."""
+    native.sm90_configs["e4m3"] = ("128x128x256_2x1", "128x16x256_2x1")
+    found = {sm90.parse(config, "e4m3").built for config in KERNEL.configs(problem(m=m))}
+    assert found == {f"128x{side}x256_2x1" for side in rows}
+    native.sm90_configs["e4m3"] = ("128x16x256_2x1",)
+    assert KERNEL.configs(problem(m=m))[0] == "128x16x256_2x1 stream w1", "one is better than none"
+
+
 @pytest.mark.parametrize("m", [1, 5])
 def test_rounded_rows_and_both_scales_reach_the_launch(
     native: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, m: int

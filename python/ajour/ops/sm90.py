@@ -29,6 +29,7 @@ _N = 8  # n is a multiple of it, for the rows of y
 _TILE = re.compile(r"(\d+)x(\d+)x\d+_(\d+)x\d+")
 _CONFIG = re.compile(r"(\d+x\d+x\d+_\d+x\d+) (tiles|stream) w([1248])")
 _SWIZZLES = (1, 2, 4, 8)
+_NARROW, _MOST = 64, 4  # tiles of fewer rows are for few: each of them reads the weight, at most so many times
 _MOST_EMPTY = 0.1  # of the tiles of features that a width asks for, beyond those that one tile at a time does
 
 
@@ -69,9 +70,13 @@ def why_not(problem: Problem, floats: Mapping[str, str]) -> str | None:
 
 def configs(problem: Problem, floats: Mapping[str, str]) -> tuple[str, ...]:
     """ "256x128x128_2x1 tiles w4": tile and cluster; whole tiles or cut ones; tiles of x that go side by side."""
+    there = {
+        built: tuple(int(side) for side in _TILE.fullmatch(built).groups())  # type: ignore[union-attr]
+        for built in native.sm90_configs[floats[problem.dtype]]
+    }
+    wide_enough = {b: sides for b, sides in there.items() if sides[1] >= _NARROW or problem.m <= _MOST * sides[1]}
     found = []
-    for built in native.sm90_configs[floats[problem.dtype]]:
-        features, rows, cluster = (int(side) for side in _TILE.fullmatch(built).groups())  # type: ignore[union-attr]
+    for built, (features, rows, cluster) in (wide_enough or there).items():
         clusters = -(-problem.n // (features * cluster))
         found.append(f"{built} stream w1")
         found += [
