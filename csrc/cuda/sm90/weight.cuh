@@ -21,7 +21,8 @@ struct WithRememberedWeights : MainLoop {
   static Params to_underlying_arguments(const ProblemShape& shape, const Arguments& arguments, void* workspace) {
     using Key = std::tuple<const void*, const void*, int, int>;
     using Element = typename MainLoop::TmaInternalElementB;
-    static Remembered<Key, Params> remembered(4096);  // weights, about 600 bytes each
+    static_assert(sizeof(Params) <= 1024, "4 MB of remembered maps at most");
+    static Remembered<Key, Params> remembered(4096);
 
     const auto [n, m, k, batches] = shape;
     Params params = remembered.of(Key(arguments.ptr_A, arguments.ptr_E, n, k),
