@@ -135,6 +135,21 @@ def test_any_stream_and_any_device() -> None:
     on_every_device(weight(704, 800, torch.float16), torch.randn(130, 800).half(), [(None, "cuda_sm90", "")])
 
 
+def test_small_weights_in_the_place_of_others_are_multiplied_as_themselves() -> None:
+    """Maps of a weight are kept by its place and sides: what lies there may change, and the other side of a weight."""
+    x = {k: torch.randn(70, k).bfloat16() for k in (128, 256)}
+    places = set()
+    for turn in range(12):
+        n, k = ((256, 256), (512, 128), (512, 256))[turn % 3]
+        matrix = weight(n, k, torch.bfloat16)
+        packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", "")])
+        places.add(packed[0].data_ptr())
+        y = NM_LINEAR.call(x[k].cuda(), packed, None, table, "none")
+        truth(x[k], matrix.to_dense(), None, None, "none").check(y.cpu(), f"{turn}: {table}")
+        del packed
+    assert len(places) < 12, "no place was used again: nothing was shown"
+
+
 def test_rows_of_any_layout() -> None:
     matrix, wide = weight(128, 256, torch.bfloat16), torch.randn(260, 300, device="cuda").bfloat16()
     for x in (wide[:130, :256], wide[::2, 8:264], wide[:3, 3:259], wide[:256, :130].t(), wide[:1, :256].expand(9, 256)):
