@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ajour._native import HAS_CUDA, native
 from ajour.ops import decode
+from ajour.ops.aligned import ALIGNED, aligned
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM
 from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry
 
 CAPABILITY = (9, 0)  # sm_90a runs nowhere else
-_ALIGNED = 16  # bytes: what TMA wants of every row
-_BYTES = {"bfloat16": 2, "float16": 2, "e4m3": 1}
+_SIZES = {"bfloat16": 2, "float16": 2, "e4m3": 1}  # in bytes
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # of y
 _N = 8  # n is a multiple of it, for the rows of y
 _TILE = re.compile(r"(\d+)x(\d+)x\d+_(\d+)x\d+")
@@ -53,7 +53,7 @@ def why_not(problem: Problem, floats: Mapping[str, str]) -> str | None:
         found = ".".join(map(str, problem.capability))
         return f"wgmma.sp exists on compute capability 9.0 alone, this device has {found}"
     multiplied = floats[problem.dtype]
-    whole = 2 * _ALIGNED // _BYTES[multiplied]  # rows of the values are k / 2
+    whole = 2 * ALIGNED // _SIZES[multiplied]  # a row of values, k / 2 of them, is a multiple of TMA's bytes
     if problem.n % _N or problem.k % whole:
         return f"it takes n in multiples of {_N} and k of {whole}, this weight is {problem.n}x{problem.k}"
     if not HAS_CUDA:
@@ -107,17 +107,12 @@ def parse(config: str, multiplied: str) -> Config:
     return Config(found[1], found[2] == "stream", int(found[3]))
 
 
-def aligned(t: Tensor) -> Tensor:
-    """t, or a copy if TMA can't address it."""
-    return t.clone() if t.data_ptr() % _ALIGNED else t
-
-
 def _rows_together(x: Tensor) -> Tensor:
     """x: [m, k], or a copy if TMA can't address its rows."""
     m, k = x.shape
     stride, of_one_column = x.stride()
-    apart = m > 1 and (stride * x.element_size() % _ALIGNED or stride < k)
-    if of_one_column != 1 or apart or x.data_ptr() % _ALIGNED:
+    apart = m > 1 and (stride * x.element_size() % ALIGNED or stride < k)
+    if of_one_column != 1 or apart or x.data_ptr() % ALIGNED:
         return x.clone(memory_format=torch.contiguous_format)
     return x
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ajour._native import native
 from ajour.formats.nm import NMMatrix
 from ajour.ops import decode, sm90
+from ajour.ops.aligned import aligned
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Pattern
 from ajour.terms.row_table import RowEntry
@@ -32,7 +33,7 @@ def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
         native.pack_sm90_metadata_cuda(layout, *addresses, device, decode.stream_of(device))
     else:
         native.pack_sm90_metadata(layout, *addresses)
-    return [sm90.aligned(values), metadata]
+    return [aligned(values), metadata]
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> NMMatrix:

@@ -17,6 +17,7 @@ from ajour._native import native
 from ajour.formats.e4m3 import E4M3
 from ajour.formats.scaled_nm import ScaledNMMatrix
 from ajour.ops import decode, sm90
+from ajour.ops.aligned import aligned
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Pattern
 from ajour.terms.row_table import RowEntry
@@ -41,7 +42,7 @@ def unpack_positions(metadata: Tensor, n: int, k: int) -> Tensor:
 
 def _prepack(matrix: ScaledNMMatrix, config: str) -> list[Tensor]:
     values, positions, scales = matrix.tensors().values()
-    return [sm90.aligned(values), pack_positions(positions, matrix.shape[0]), scales.float()]
+    return [aligned(values), pack_positions(positions, matrix.shape[0]), scales.float()]
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> ScaledNMMatrix:
