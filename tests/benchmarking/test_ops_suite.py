@@ -81,6 +81,7 @@ def test_each_row_says_what_was_measured(clock: None) -> None:
         assert row["limit_us"] == pytest.approx(row["limit_fraction"] * 40, abs=0.03)
 
 
+@pytest.mark.usefixtures("kernels_in_python")
 @pytest.mark.parametrize("spoil", [lambda y: y * 1.01, lambda y: y * float("nan")], ids=["scaled", "nan"])
 def test_a_wrong_kernel_has_no_speedup(
     clock: None, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]
@@ -91,6 +92,7 @@ def test_a_wrong_kernel_has_no_speedup(
     assert all(row["speedup"] is None and row["error_ratio"] > 1 for row in found)
 
 
+@pytest.mark.usefixtures("kernels_in_python")
 def test_a_failing_kernel_has_a_row_with_its_reason_and_stops_nothing(
     clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,13 @@ from ajour.terms.pattern import NM
 from ajour.terms.problem import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYOUTS = ("layout/decode_shape.cpp", "layout/gap_rows.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")
+LAYOUTS = (
+    "layout/decode_shape.cpp",
+    "layout/gap_rows.cpp",
+    "layout/nm_slabs.cpp",
+    "memory/parallel.cpp",
+    "torch_abi/functions.cpp",
+)
 SOURCES = [
     *(ROOT / "tests" / "emulator" / name for name in ("decode.cpp", "block.cpp")),
     *(ROOT / "csrc" / name for name in LAYOUTS),
