@@ -28,12 +28,12 @@ class MaskedLinear(nn.Linear):
     outside the mask. SGD without decay and momentum then keeps it there, MaskedAdamW and MaskedSGD whatever they do.
 
     products: "blocks" computes y, dx and dw through the live blocks alone, as a converted layer does, with the cost of
-    taking them out of the weight and putting dw back; "dense" computes dense products, and clears dw outside the mask,
-    "onednn" the same by oneDNN's kernels, of which torch's own float32 linear makes no use on every CPU. None takes
-    "blocks" where the pattern is Block(rows, cols), else "dense", which needn't be the fastest:
-    `mask_linears(..., rows=)` measures what the layer can run. Forward and backward of 1024 rows of x, 3072 x 768 float32 in blocks of 32 x 32, on one thread of an
-    AMD EPYC (Zen 5): 135 ms dense, 12.5 at density 0.1, 33 at 0.3, 39 at 0.5; of 32 rows 5.9, 1.6, 2.6 and 6.6.
-    Not measured on a GPU.
+    taking them out of the weight and putting dw back; "dense" computes dense products, and clears dw outside the mask;
+    "onednn" does the same by oneDNN, which is faster where torch's own linear isn't by oneDNN (float32 on AMD). None
+    takes "blocks" where the pattern is Block(rows, cols), else "dense", which needn't be the fastest:
+    `mask_linears(..., rows=)` measures what the layer can run. Forward and backward of 1024 rows of x, 3072 x 768
+    float32 in blocks of 32 x 32, on one thread of an AMD EPYC (Zen 5): 128 ms dense, 70 by oneDNN, 11 by blocks at
+    density 0.1, 44 at 0.5; of 32 rows 7.3, 4.4, 2.6 and 3.7. Not measured on a GPU.
 
     `train.finish(model)` turns it back into the nn.Linear that plan and convert know.
 
@@ -61,8 +61,8 @@ class MaskedLinear(nn.Linear):
         self.products = products or (BLOCKS if BLOCKS in can else DENSE)
         if self.products not in can:
             raise PatternError(
-                f"products={products!r} with {pattern}: expected {' or '.join(map(repr, can))} for a {self.weight.dtype} "
-                f"weight on {self.weight.device}; {BLOCKS!r} needs Block(...), {ONEDNN!r} what oneDNN takes"
+                f"products={products!r} with {pattern}: expected {' or '.join(map(repr, can))} for a weight of "
+                f"{self.weight.dtype} on {self.weight.device}; {BLOCKS!r} needs Block(...)"
             )
         self._blocks: BlockProducts | None = None
         self.register_buffer("bits", mask.bits)
