@@ -55,7 +55,7 @@ def gradient_rows(cell: Cell, dense: Sequence[Tensor], count: int) -> list[Row]:
     for product, rivals in sides.items():
         mine = Side("trained", [getattr(layer, product) for layer in layers])
         timings = measure([*rivals, mine], cell.timer, seconds=cell.seconds, give_up=False)
-        best = min(range(len(rivals)), key=lambda i: timings[i].median)
+        best = min(range(len(rivals)), key=lambda i: timings[i].best)
         rows.append(
             {
                 **cell.described("block_linear", first.kernel, ""),

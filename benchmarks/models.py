@@ -86,10 +86,11 @@ def _row(
     subject: Subject, size: tuple[int, int], mode: str, found: dict[str, Timing], ratios: dict[str, float], made: Plan
 ) -> Row:
     """Best against best: the fastest way to run it dense, and the fastest way to run it converted."""
-    dense = min((name for name in DENSE if name in found), key=lambda name: found[name].median)
-    sparse = min((name for name in SPARSE if name in found), key=lambda name: found[name].median)
+    dense = min((name for name in DENSE if name in found), key=lambda name: found[name].best)
+    sparse = min((name for name in SPARSE if name in found), key=lambda name: found[name].worst)
     right = ratios[sparse] <= 1
-    gain, stock_gain = (found[name].median / found[sparse].median for name in (dense, "stock"))
+    counted = {name: timing.worst if name in SPARSE else timing.best for name, timing in found.items()}
+    gain, stock_gain = (counted[name] / counted[sparse] for name in (dense, "stock"))
     before, after = (sum(getattr(c, name) for c in made.choices) for name in ("dense_bytes", "sparse_bytes"))
     return {
         "model": subject.name,
@@ -100,14 +101,15 @@ def _row(
         "dtype": str(subject.dtype).removeprefix("torch."),
         "mode": mode,
         "threads": torch.get_num_threads(),
-        **{f"{name.replace(',', '').replace(' ', '_')}_us": round(timing.median, 1) for name, timing in found.items()},
-        "dense_us": round(found[dense].median, 1),
+        **{f"{name.replace(',', '').replace(' ', '_')}_us": round(us, 1) for name, us in counted.items()},
+        "dense_us": round(counted[dense], 1),
         "dense_kernel": dense,
-        "sparse_us": round(found[sparse].median, 1),
+        "sparse_us": round(counted[sparse], 1),
         "sparse_kernel": sparse,
         "spread": round(max(found[dense].spread, found[sparse].spread), 3),
         "speedup": round(gain, 3) if right else None,
         "over_stock": round(stock_gain, 3) if right else None,
+        "steady": found[dense].steady and found[sparse].steady,
         "no_difference": not differ(found[dense], found[sparse]),
         "dense_bytes": before,
         "sparse_bytes": after,

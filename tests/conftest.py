@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from ajour import huge_pages
+from ajour.planning import waiting
 
 # `with torch.device(...)` remembers torch's constructors when it is first used; those are the real ones
 _device_constructors()
@@ -33,6 +35,12 @@ def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
         for name in ("empty", "empty_like", "empty_strided"):
             monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
         monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other programs do on this machine disturbs no measurement: the clocks of tests are told their times."""
+    monkeypatch.setattr(waiting, "_TASKS", Path("/nowhere"))
 
 
 @pytest.fixture(autouse=True)

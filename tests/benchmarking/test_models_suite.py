@@ -12,6 +12,10 @@ from benchmarks.encoder import encoder
 from benchmarks.subjects import smoke_subjects, subjects
 from suites import CPU, told
 
+from ajour.planning.device import this_device
+from ajour.planning.plan import Plan
+from ajour.planning.timing import Timing
+
 
 def test_models_are_the_same_in_every_run() -> None:
     state = torch.get_rng_state()
@@ -71,3 +75,14 @@ def test_best_is_compared_with_best(monkeypatch: pytest.MonkeyPatch) -> None:
         "converted, compiled",
     )
     assert (row["speedup"], row["over_stock"], row["best_dense_kernels_us"], row["stock_us"]) == (2.0, 3.0, 80.0, 90.0)
+
+
+def test_of_unsteady_times_only_the_certain_gain_is_a_result() -> None:
+    subject, plan = smoke_subjects()[0], Plan((), this_device())
+    steady, restless = Timing(50, 49, 51), Timing(100, 60, 200, least=60)
+    found = {"stock": Timing(200, 199, 201), "best dense kernels": restless, "converted": steady}
+    row = models._row(subject, (1, 8), "eager", found, {"converted": 0.5}, plan)
+    assert (row["dense_us"], row["sparse_us"], row["speedup"], row["steady"]) == (60, 50, 1.2, False)
+    row = models._row(subject, (1, 8), "eager", {**found, "converted": restless}, {"converted": 0.5}, plan)
+    assert (row["dense_us"], row["sparse_us"], row["speedup"], row["over_stock"]) == (60, 200, 0.3, 1.0)
+    assert row["no_difference"]

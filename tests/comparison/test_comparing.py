@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from ajour.comparison import Comparison, Size, compare, sides
 from ajour.comparison.layer_times import Breakdown
+from ajour.comparison.report import latencies
 from ajour.nn import SparseLinear
 from ajour.planning.timing import Timing
 from factories import pruned
@@ -58,10 +60,36 @@ def test_repeated_layers_are_taken_together() -> None:
 
 
 def test_a_spread_wider_than_the_difference_is_no_difference(compared: Comparison) -> None:
-    clear, noisy = size((99, 100, 101), (49, 50, 51)), size((60, 100, 140), (49, 50, 51))
+    clear, noisy = size((99, 100, 101), (49, 50, 51)), size((99, 100, 101), (79, 95, 105))
     assert compared.gain(clear, "dense") == "2.00x"
     assert compared.gain(clear, "stock") == "4.00x"
     assert compared.gain(noisy, "dense") == "no difference"
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse", "told", "gain"),
+    [
+        ((60, 100, 140), (49, 50, 51), "≥1.20x", 1.2),
+        ((99, 100, 101), (20, 30, 80), "≥1.25x", 1.25),
+        ((45, 100, 140), (49, 50, 51), "unsteady", None),  # a gain of 2.00x by medians is not believed
+        ((60, 100, 140), (110, 120, 125), "unsteady, 0.83x", None),  # a loss is not hidden
+        ((60, 100, 140), (199, 200, 201), "≤0.70x", 0.7),
+    ],
+)
+def test_of_unsteady_times_only_what_is_certain_is_a_gain_and_no_loss_is_hidden(
+    compared: Comparison, dense: Any, sparse: Any, told: str, gain: float | None
+) -> None:
+    each = size(dense, sparse)
+    assert compared.gain(each, "dense") == told
+    assert each.gain("dense") == (None if gain is None else pytest.approx(gain))
+    assert set(each.unsteady) <= {"stock", "dense", "converted"}
+    made = json.loads(replace(compared, sizes=(each,)).to_json())["sizes"][0]
+    assert made["over_fastest_dense"] == (None if gain is None else pytest.approx(gain))
+    assert [made["times_us"][side]["steady"] for side in ("dense", "converted")] == [
+        side not in each.unsteady for side in ("dense", "converted")
+    ]
+    shown = list(latencies(replace(compared, sizes=(each,))).columns[2].cells)
+    assert str(shown[0]).endswith("unsteady") is ("dense" in each.unsteady)
 
 
 def test_the_bar_is_the_fastest_dense() -> None:
