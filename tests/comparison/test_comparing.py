@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -139,6 +140,19 @@ def test_a_model_that_does_not_compile_is_left_out_with_the_first_line(monkeypat
     models, notes = sides.make_sides(model, [torch.randn(4, 64)], plan, plan, compiled=True)
     assert notes == ("torch.compile is left out: no graph for this",)
     assert list(models) == ["stock", "dense", "converted"]
+
+
+def test_compiling_that_takes_too_long_is_left_out_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(step=sides.COMPILING / 2)
+    monkeypatch.setattr(sides.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
+    model = pruned()
+    plan, examples = hand_plan(model), [torch.randn(m, 64) for m in (1, 4, 8, 16)]
+    models, notes = sides.make_sides(model, examples, plan, plan, compiled=True)
+    assert notes == ("torch.compile is left out: after 450 s it had compiled 2 of 4 sizes",)
+    assert "compiled" not in models
+    seconds = itertools.count(step=0)
+    assert "compiled" in sides.make_sides(model, examples, plan, plan, compiled=True)[0]
 
 
 def test_json_and_text_name_every_size_and_layer(compared: Comparison) -> None:
