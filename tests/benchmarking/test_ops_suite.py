@@ -10,6 +10,7 @@ import pytest
 import torch
 from benchmarks import ops
 from benchmarks.cases import tiny_case
+from benchmarks.cell import Cell, Work
 from benchmarks.control import control_side, panels
 from benchmarks.shapes import SMOKE, TINY
 from suites import settings, spoil_block_kernel, told
@@ -17,7 +18,8 @@ from triton.errors import TritonError
 
 from ajour.ops import BLOCK_LINEAR
 from ajour.planning.correctness import Oracle
-from ajour.planning.timing import CudaTimer, Side
+from ajour.planning.measuring import Subject
+from ajour.planning.timing import CudaTimer, Side, Timing
 from ajour.roofline.formula import Limits
 
 PROMISED = {
@@ -168,3 +170,15 @@ def test_rows_can_be_asked_for_and_threads_are_given_back(clock: None) -> None:
     found = [row for _, rows in ops.run(settings(rows=[3], threads=[other])) for row in rows]
     assert {(row["m"], row["threads"]) for row in found} == {(3, other)}
     assert torch.get_num_threads() == before
+
+
+def test_of_unsteady_times_only_the_certain_gain_is_a_result() -> None:
+    case = tiny_case()
+    cell = Cell(
+        Subject("tiny", torch.randn(64, 96), None), case, Work(100, 100), 1, "eager", Limits(1.0, 1.0, 1.0), told, 0.1
+    )
+    steady, restless = Timing(50, 49, 51), Timing(100, 60, 200, least=60)
+    row = cell.measured(steady, restless, 0.5)
+    assert (row["sparse_us"], row["speedup"], row["steady"], row["no_difference"]) == (50, 1.2, False, False)
+    row = cell.measured(restless, steady, 0.5)
+    assert (row["sparse_us"], row["speedup"], row["steady"], row["no_difference"]) == (200, 0.25, False, False)
