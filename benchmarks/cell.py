@@ -17,7 +17,7 @@ from ajour.planning.measuring import Built, Subject, dense_sides, sparse_side
 from ajour.planning.timing import Side, Timer, Timing, differ, measure
 from ajour.roofline.formula import Limits
 from benchmarks.cases import Case
-from benchmarks.control import control_side
+from benchmarks.control import Control
 from benchmarks.peers import FAILURES, Peer
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ class Held:
     """
 
     dense: Sequence[Tensor]
-    panels: Sequence[Tensor]
+    control: Control
     sparse: Sequence[tuple[Built, list[list[Tensor]]]]
     peers: Sequence[HeldPeer] = ()
     pack_us: dict[Candidate, float] = field(default_factory=dict)
@@ -83,8 +83,13 @@ class Cell:
                 dense.append(_compiled_side(x, held.dense))
             except FAILURES as error:
                 broken.append({**self.described("peer", "torch.compile", ""), **not_run(first_line(error))})
-        control = control_side(x, held.panels)
         oracle = Oracle.of(x, self.subject.w, None)
+        control = []
+        for side in held.control.sides(x):
+            if held.control.counts and (reason := self._why_out(side, Oracle.of(x, held.dense[0], None))):
+                broken.append({**self.described("peer", side.name, ""), **not_run(reason)})
+            else:
+                control.append(side)
         ours: list[tuple[Built, Side, float]] = []
         for built, packs in held.sparse:
             if self.m not in built.candidate.rows:
@@ -99,21 +104,32 @@ class Cell:
                 ours.append((built, side, ratio))
         sides = [*dense, *control, *(side for _, side, _ in ours)]
         timings = measure(sides, self.timer, seconds=self.seconds, give_up=False)
-        best = min(range(len(dense)), key=lambda i: timings[i].median)
+        known = len(dense) + len(control)
+        best = min(range(known if held.control.counts else len(dense)), key=lambda i: timings[i].median)
+        controls = [timing.median for timing in timings[len(dense) : known]]
         base = {
             "dense_us": us(timings[best]),
-            "dense_kernel": dense[best].name,
+            "dense_kernel": sides[best].name,
             "today_us": us(timings[0]),
-            "control_us": us(timings[len(dense)]) if control else None,
+            "control_us": round(min(controls), 3) if controls else None,
         }
         found = []
-        for (built, _, ratio), timing in zip(ours, timings[len(dense) + len(control) :], strict=True):
+        for (built, _, ratio), timing in zip(ours, timings[known:], strict=True):
             candidate = built.candidate
             described = self.described(candidate.form.op.name, candidate.kernel, candidate.config)
             pack_us = held.pack_us.get(candidate)
             found.append({**described, **base, **self.measured(timing, timings[best], ratio), "pack_us": pack_us})
-        peers = [self._peer(each, x, dense[best], timings[best], oracle) for each in held.peers]
+        peers = [self._peer(each, x, sides[best], timings[best], oracle) for each in held.peers]
         return found + broken + peers
+
+    def _why_out(self, side: Side, oracle: Oracle) -> str | None:
+        """Why a control does not count: it fails here, or its answer is wrong."""
+        try:
+            ratio = oracle.error_ratio(side.calls[0]())  # type: ignore[arg-type]
+            self.timer(side, 0, 1)
+        except FAILURES as error:
+            return first_line(error)
+        return None if ratio <= 1 else f"its answer is wrong: {ratio:.3g}x the allowed error"
 
     @property
     def _op(self) -> str:
