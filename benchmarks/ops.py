@@ -21,7 +21,7 @@ from ajour.planning.measuring import Built, Subject, build, copies
 from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, cpu_timer
 from ajour.roofline.formula import Limits
 from ajour.roofline.measured import measured
-from benchmarks.cases import Case, pruned, tiny_case
+from benchmarks.cases import Case, pruned, tiny_cases
 from benchmarks.cell import Cell, Held, HeldPeer, Row, Work, first_line
 from benchmarks.control import control_of
 from benchmarks.gradients import gradient_rows, trained
@@ -101,7 +101,7 @@ def _count(settings: Settings, nbytes: int) -> int:
 def _shape(
     settings: Settings, name: str, shape: tuple[int, int], dtype: torch.dtype, limits: dict[str, Limits]
 ) -> Iterator[tuple[str, list[Row]]]:
-    cases = [tiny_case()] if name in TINY else settings.cases
+    cases = tiny_cases(settings.device.type) if name in TINY else settings.cases
     chosen = [case for case in cases if any(text in f"{name} {case}" for text in settings.only)]
     chosen = [case for case in chosen if not case.values or dtype in EXPONENTS]
     if not chosen:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import ops
-from benchmarks.cases import tiny_case
+from benchmarks.cases import tiny_cases
 from benchmarks.control import Control, control_of
 from benchmarks.shapes import SMOKE, TINY
 from suites import settings, spoil_block_kernel, told
@@ -29,7 +29,7 @@ PROMISED = {
 
 def test_the_smallest_layer_shows_what_a_call_costs(clock: None) -> None:
     rows = [row for _, found in ops.run(settings(shapes=TINY, peers=False)) for row in found]
-    assert {(row["shape"], row["m"], row["pattern"]) for row in rows} == {("tiny", 1, str(tiny_case().pattern))}
+    assert {(row["shape"], row["m"], row["pattern"]) for row in rows} == {("tiny", 1, str(tiny_cases()[0].pattern))}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
