@@ -84,12 +84,11 @@ class Cell:
             except FAILURES as error:
                 broken.append({**self.described("peer", "torch.compile", ""), **not_run(first_line(error))})
         oracle = Oracle.of(x, self.subject.w, None)
-        control = []
-        for side in held.control.sides(x):
-            if held.control.counts and (reason := self._why_out(side, Oracle.of(x, held.dense[0], None))):
-                broken.append({**self.described("peer", side.name, ""), **not_run(reason)})
-            else:
-                control.append(side)
+        control = held.control.sides(x)
+        if control and held.control.counts:
+            reasons = self._why_out(x, held)
+            broken += [{**self.described("peer", name, ""), **not_run(said)} for name, said in reasons.items()]
+            control = [side for side in control if side.name not in reasons]
         ours: list[tuple[Built, Side, float]] = []
         for built, packs in held.sparse:
             if self.m not in built.candidate.rows:
@@ -122,14 +121,17 @@ class Cell:
         peers = [self._peer(each, x, sides[best], timings[best], oracle) for each in held.peers]
         return found + broken + peers
 
-    def _why_out(self, side: Side, oracle: Oracle) -> str | None:
-        """Why a control does not count: it fails here, or its answer is wrong."""
+    def _why_out(self, x: Tensor, held: Held) -> dict[str, str]:
+        """Why sides of the control do not count: they fail here, or their answer is wrong."""
+        sides = held.control.sides(x)
         try:
-            ratio = oracle.error_ratio(side.calls[0]())  # type: ignore[arg-type]
-            self.timer(side, 0, 1)
+            ratios = held.control.error_ratios(x, held.dense[0])
+            for side in sides:
+                self.timer(side, 0, 1)
         except FAILURES as error:
-            return first_line(error)
-        return None if ratio <= 1 else f"its answer is wrong: {ratio:.3g}x the allowed error"
+            return {side.name: first_line(error) for side in sides}
+        wrong = "its answer is wrong: {:.3g}x the allowed error"
+        return {side.name: wrong.format(ratio) for side, ratio in zip(sides, ratios, strict=True) if not ratio <= 1}
 
     @property
     def _op(self) -> str:

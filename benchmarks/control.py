@@ -7,7 +7,7 @@ sparse kernel that beats no more than a library on few rows proves nothing. No p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from ajour import huge_pages
 from ajour._native import HAS_CUDA, native
 from ajour.ops import decode
+from ajour.planning.correctness import Oracle
 from ajour.planning.timing import Side
 from ajour.terms.pattern import Dense
 from ajour.terms.row_table import RowEntry
@@ -39,6 +40,15 @@ class Control:
     kernels: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor]], ...] = ()
     most_rows: int = 0
     counts: bool = False
+    known: dict[int, list[float]] = field(default_factory=dict)  # by rows of x: error_ratios
+
+    def error_ratios(self, x: Tensor, w: Tensor) -> list[float]:
+        """Of each side, for w as it was packed; told once for a number of rows, as float64 takes longer than timing."""
+        m = x.shape[0]
+        if m not in self.known:
+            oracle = Oracle.of(x, w, None)
+            self.known[m] = [oracle.error_ratio(kernel(x, self.packed[0])) for _, kernel in self.kernels]
+        return self.known[m]
 
     def sides(self, x: Tensor) -> list[Side]:
         """The control as sides for a few rows x: [m, k], else nothing."""

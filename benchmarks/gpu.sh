@@ -147,7 +147,7 @@ ln -sfn .. "$results/by_device/this run"
 step targets 60 sh -c 'python3 -m benchmarks check --results "$0/by_device" | tee "$0/targets.txt"' "$results"
 step check 60 python3 -m benchmarks check
 
-step counters 60 bash benchmarks/profile.sh 2:4
+step counters 150 bash benchmarks/profile.sh 2:4
 step drain 60 bash benchmarks/profile.sh 2:4 many
 
 echo

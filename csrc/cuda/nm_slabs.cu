@@ -11,10 +11,9 @@ constexpr int kThreads = 256;
 // A block for each slab, the slab of zeros that ends them too.
 __global__ void __launch_bounds__(kThreads) pack(NMSlabs layout, NMRows from, uint32_t* slabs) {
   const int64_t slab = blockIdx.x;
-  const int words = layout.slab_bytes / 4, entries = layout.columns / layout.group * layout.keep;
-  const int64_t row = slab / layout.slabs() * kSlabRows, entry = slab % layout.slabs() * entries;
+  const int words = layout.slab_bytes / 4;
   for (int word = threadIdx.x; word < words; word += kThreads) {
-    slabs[slab * words + word] = packed_word(layout, from, row, entry, word);
+    slabs[slab * words + word] = packed_word(layout, from, slab, word);
   }
 }
 

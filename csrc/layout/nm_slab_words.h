@@ -41,9 +41,9 @@ AJOUR_BOTH SlabEntry entry_of(const NMSlabs& s, int value, int lane) {
   return {half * 8 + lane / 4, lane % 4 * s.row_values + value % s.row_values};
 }
 
-// Word `word` of the slab whose first row and first entry are given; rows that the weight lacks are zeros.
-AJOUR_BOTH uint32_t packed_word(const NMSlabs& s, const NMRows& from, int64_t first_row, int64_t first_entry,
-                                int word) {
+// Word `word` of slab `slab`; rows that the weight lacks, as those of the slab after the last one, are zeros.
+AJOUR_BOTH uint32_t packed_word(const NMSlabs& s, const NMRows& from, int64_t slab, int word) {
+  const int64_t first_row = slab / s.slabs() * kSlabRows, first_entry = slab % s.slabs() * s.slab_entries();
   const int in_values = word - s.value_bytes / 4;
   if (s.in_hardware() && in_values < 0) {
     const int step = word / (4 * kWarp * kFragments), fragment = word / (4 * kWarp) % kFragments;
@@ -80,7 +80,7 @@ struct PackedEntry {
 };
 
 AJOUR_BOTH PackedEntry place_of(const NMSlabs& s, int64_t row, int64_t entry) {
-  const int per_slab = s.columns / s.group * s.keep, inside = int(entry % per_slab), in_panel = int(row % kSlabRows);
+  const int per_slab = s.slab_entries(), inside = int(entry % per_slab), in_panel = int(row % kSlabRows);
   const int64_t begin = (row / kSlabRows * s.slabs() + entry / per_slab) * s.slab_bytes;
   const int bits = NMSlabs::position_bits(s.group), lower = in_panel % kFragmentRows / 8;
   if (s.in_hardware()) {

@@ -30,7 +30,8 @@ struct NMSlabs {
     return group == 4 ? 2 : group == 8 ? 3 : group == 16 ? 4 : 5;
   }
   AJOUR_BOTH int64_t panels() const { return ceil_div(n, kSlabRows); }
-  AJOUR_BOTH int64_t slabs() const { return ceil_div(k, columns); }                   // of a panel
+  AJOUR_BOTH int slab_entries() const { return columns / group * keep; }   // kept values of a row in a slab
+  AJOUR_BOTH int64_t slabs() const { return ceil_div(k, columns); }        // of a panel
   int64_t bytes() const { return (panels() * slabs() + 1) * slab_bytes; }  // a slab of zeros ends them
 
   // Byte offsets in a slab of what a lane reads. 2:4: 16 bytes each.

@@ -50,10 +50,9 @@ bool same(int keep, int group, int64_t n, int64_t k) {
   const NMRows rows{from.values.data(), from.positions.data(), n, from.kept, from.width, layout.position_bits()};
   std::vector<uint8_t> host(size_t(s.bytes()), 1), device(size_t(s.bytes()), 2);
   pack_nm_slabs(s, from.values.data(), from.positions.data(), host.data());
-  const int entries = s.columns / group * keep;
   for (int64_t slab = 0; slab <= s.panels() * s.slabs(); ++slab) {
     for (int word = 0; word < s.slab_bytes / 4; ++word) {
-      const uint32_t bits = packed_word(s, rows, slab / s.slabs() * kSlabRows, slab % s.slabs() * entries, word);
+      const uint32_t bits = packed_word(s, rows, slab, word);
       std::memcpy(&device[size_t(slab * s.slab_bytes + word * 4)], &bits, 4);
     }
   }
