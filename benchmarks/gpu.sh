@@ -45,7 +45,7 @@ step() { # name, seconds at most, command...: runs it if it is wanted, possible,
   local name=$1 most=$2 budget rc began=$SECONDS
   shift 2
   wanted "$name" || return 0
-  if grep -q "^$name: done" "$known" && [ "$name" != build ]; then
+  if grep -q "^$name: done" "$known" && [ "$name" != build ] && [ "$name" != targets ]; then
     echo "$name: done before"
     return 0
   fi

@@ -123,6 +123,7 @@ def test_the_next_run_goes_on_with_what_is_missing(stand_ins: Path) -> None:
     assert sum("--json" in call for call in calls) == 1
     assert any("/models.json --continue" in call for call in calls)
     assert any("pip install" in call for call in calls), "a machine may be another one: it is built for anew"
+    assert any("check --results" in call for call in calls), "more was measured: it is judged anew"
 
 
 def test_what_another_commit_left_is_set_aside(stand_ins: Path) -> None:
