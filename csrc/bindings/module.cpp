@@ -44,7 +44,6 @@ PYBIND11_MODULE(_C, m) {
   bind_projection(m);
   bind_decode(m);
   bind_sm90(m);
-  bind_scaled(m);
   bind_torch_ops(m);
 
   m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });

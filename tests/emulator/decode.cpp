@@ -2,16 +2,19 @@
 // then the tensors; the result is y as its bits.
 #include <cstdio>
 #include <fstream>
-#include <stdexcept>
 
 #include "cuda/bitmap_decode.cuh"
 #include "cuda/dense_decode.cuh"
 #include "cuda/gap_decode.cuh"
 #include "cuda/lanes_decode.cuh"
 #include "memory/check.h"
+#include "problem.h"
 
 namespace ajour::cuda {
 namespace {
+
+using emulator::Aligned;
+using emulator::read;
 
 struct Problem {
   int64_t kind;  // one of Kind
@@ -21,38 +24,12 @@ struct Problem {
 
 enum Kind { kNM, kBitmap, kLanes, kGaps, kDense };
 
-template <class T>
-std::vector<T> read(std::ifstream& in, int64_t count) {
-  std::vector<T> found(static_cast<size_t>(count));
-  in.read(reinterpret_cast<char*>(found.data()), std::streamsize(found.size() * sizeof(T)));
-  if (!in) throw std::runtime_error("the problem file is too short");
-  return found;
-}
-
-template <class T>
-struct Aligned {  // by 16 bytes, and a few elements on
-  Aligned(const std::vector<T>& from, int64_t offset) : memory(from.size() + 16 + size_t(offset)) {
-    at = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16 / sizeof(T) + offset;
-    std::copy(from.begin(), from.end(), at);
-  }
-  std::vector<T> memory;
-  T* at;
-};
-
-// Blocks one after the other, in random order; `body` gets a block's shared memory.
 template <class Body>
 void each_block(const Problem& p, int blocks, int threads, int64_t shared_bytes, const DecodeCall& call, int64_t x_size,
                 const Body& body) {
-  std::vector<int> order;
-  for (int i = 0; i < blocks; ++i) order.push_back(i);
-  std::mt19937_64 random(static_cast<uint64_t>(p.seed));
-  std::shuffle(order.begin(), order.end(), random);
-  for (int index : order) {
-    emulator::Block block(index, random(), body, size_t(shared_bytes), threads);
-    block.readable = {{call.slabs, size_t(p.slab_bytes)},
-                      {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
-    block.run();
-  }
+  const emulator::Readable readable{{call.slabs, size_t(p.slab_bytes)},
+                                    {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
+  emulator::each_block(p.seed, blocks, threads, shared_bytes, readable, body);
 }
 
 template <class Decoder, Float16Kind Kind, int TOKENS>
@@ -231,11 +208,4 @@ void decode(const char* problem, const char* result) {
 }  // namespace
 }  // namespace ajour::cuda
 
-int main(int, char** arguments) {
-  try {
-    ajour::cuda::decode(arguments[1], arguments[2]);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 2;
-  }
-}
+int main(int, char** arguments) { return emulator::run_program(arguments, ajour::cuda::decode); }
