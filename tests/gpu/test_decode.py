@@ -11,6 +11,7 @@ from ajour.formats import SparseMatrix
 from ajour.ops import LINEAR_OPS
 from ajour.ops.functional import op_of, problem_of
 from ajour.ops.library import LinearOp
+from ajour.ops.nm_linear import slabs
 from ajour.ops.prepare import prepare, restore
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM, Pattern, Unstructured
@@ -103,6 +104,38 @@ def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls(name: str, pat
     for kernel, config in FEW_ROWS.get(pattern, ()):
         few = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (1, 3)]
         replayed_at_once(op, few, *prepare(op, matrix, [(None, kernel, config)]))
+
+
+def test_counters_survive_eager_calls_between_captures_replays_and_the_end_of_a_graph() -> None:
+    """A stream's calls share counters, a captured call has its own, and those of a graph that ended are used again."""
+    op, matrix = on_gpu(NM(2, 4), drawn(NM(2, 4), 3000, 4096, torch.bfloat16))
+    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
+    x = torch.randn(5, 4096, device="cuda").bfloat16()
+    expected = op.call(x, packed, None, table, "none")
+    side = torch.cuda.Stream()
+    for _ in range(3):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = op.call(x, packed, None, table, "none")
+        for _ in range(5):
+            with torch.cuda.stream(side):
+                graph.replay()
+            eager = [op.call(x, packed, None, table, "none") for _ in range(3)]
+            torch.cuda.synchronize()
+            assert all(torch.equal(bits(each), bits(expected)) for each in (y, *eager))
+        del graph
+
+
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if isinstance(p, NM)], ids=str)
+def test_small_slabs_packed_on_the_device_are_those_of_the_host(pattern: NM) -> None:
+    for n, k in ((1, 1), (65, 300), (192, 320)):
+        on_host = matrix_of(drawn(pattern, n, k, torch.float16), pattern)
+        matrix = on_host.to("cuda")
+        (ours,), (device,) = slabs.prepack(on_host, ""), slabs.prepack(matrix, "")
+        assert torch.equal(bits(device.cpu()), bits(ours))
+        back = slabs.unpack([device], pattern, (n, k))
+        for name, tensor in matrix.tensors().items():
+            assert torch.equal(bits(back.tensors()[name]), bits(tensor)), name
 
 
 @pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)

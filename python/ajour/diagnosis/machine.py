@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from ajour import _native
 from ajour.diagnosis.findings import Finding
+from ajour.planning.device import this_device
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def version_line() -> str:
+    """Versions and devices in one line, for `ajour --version`."""
+    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    return f"ajour {version('ajour')} · torch {torch.__version__} · {' · '.join(map(_short, devices))}"
+
+
+def _short(name: str) -> str:
+    device = this_device(name)
+    return f"{device.name} ({device.level}{f', {device.threads} threads' if device.type == 'cpu' else ''})"
 
 
 def look() -> Iterator[Finding]:

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ajour.formats.nm import NMMatrix
-from ajour.ops.dense import masked_linear
-from ajour.terms.kernel import Kernel
-from ajour.terms.pattern import NM, Pattern
-from ajour.terms.row_table import RowEntry
+from ajour.ops.reference_kernel import reference_kernel
+from ajour.terms.pattern import NM
 
 
 def places(packed: Sequence[Tensor], pattern: NM) -> Tensor:
@@ -38,24 +36,4 @@ def collect(dw: Tensor, packed: Sequence[Tensor], pattern: NM) -> Tensor:
     return pad(dw, (0, -dw.shape[1] % pattern.group)).gather(1, places(packed, pattern))
 
 
-def _run(
-    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
-) -> Tensor:
-    assert isinstance(entry.pattern, NM)
-    shape = (entry.n, entry.k)
-    stored = expand([torch.ones_like(packed[0]), *packed[1:]], entry.pattern, shape) != 0
-    return masked_linear(x, expand(packed, entry.pattern, shape), stored, bias, residual, activation)
-
-
-def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> NMMatrix:
-    return NMMatrix(dict(zip(NMMatrix.NAMES, packed, strict=True)), pattern, shape)
-
-
-KERNEL = Kernel(
-    name="reference",
-    packing="canonical",
-    why_not=lambda problem: None,
-    prepack=lambda matrix, config: list(matrix.tensors().values()),
-    unpack=_unpack,
-    run=_run,
-)
+KERNEL = reference_kernel(NMMatrix, expand)
