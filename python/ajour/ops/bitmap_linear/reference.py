@@ -24,8 +24,13 @@ def places(packed: Sequence[Tensor]) -> Tensor:
 
 def expand(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> Tensor:
     """w: [n, k] from values and bitmaps, differentiable in the values."""
-    tile_rows, tile_cols = packed[1].shape
-    tiles = packed[0].new_zeros(tile_rows * tile_cols * 64).index_copy(0, places(packed), packed[0])
+    return _spread(packed[0], places(packed), packed[1].shape, shape)
+
+
+def _spread(values: Tensor, at: Tensor, tiles_shape: torch.Size, shape: tuple[int, int]) -> Tensor:
+    """[n, k] with values at those places of the tiles, zero elsewhere."""
+    tile_rows, tile_cols = tiles_shape
+    tiles = values.new_zeros(tile_rows * tile_cols * 64).index_copy(0, at, values)
     dense = tiles.view(tile_rows, tile_cols, 8, 8).transpose(1, 2).reshape(tile_rows * 8, tile_cols * 8)
     return dense[: shape[0], : shape[1]]
 
@@ -41,9 +46,10 @@ def collect(dw: Tensor, packed: Sequence[Tensor], pattern: Pattern) -> Tensor:
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
-    shape = (entry.n, entry.k)
-    stored = expand([torch.ones_like(packed[0]), *packed[1:]], entry.pattern, shape) != 0
-    return masked_linear(x, expand(packed, entry.pattern, shape), stored, bias, residual, activation)
+    shape, at = (entry.n, entry.k), places(packed)
+    every = (packed[0], torch.ones_like(at, dtype=torch.bool))
+    w, stored = (_spread(values, at, packed[1].shape, shape) for values in every)
+    return masked_linear(x, w, stored, bias, residual, activation)
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
