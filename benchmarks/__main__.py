@@ -70,6 +70,10 @@ def _suite(parser: argparse.ArgumentParser) -> None:
     add("--commit", default="", metavar="SHA", help="what is measured, where there is no .git to ask")
     add("--no-gradients", action="store_true", help="leave the products of training out (ops)")
     add("--no-peers", action="store_true", help="leave torch's own sparse tensors out (ops)")
+    add(
+        "--compile-seconds", type=float, default=120.0,
+        help="time for torch.compile, for each model; sizes beyond it are left out, aloud (models)",
+    )  # fmt: skip
     add("--no-compile", action="store_true", help="leave torch.compile out, which tunes itself for every cell")
 
 
@@ -212,7 +216,7 @@ def _models(asked: argparse.Namespace, device: torch.device, threads: list[int],
         raise ValueError(f"--only and --dtypes leave none of the models {', '.join(dict.fromkeys(map(str, every)))}")
     seconds = 0.05 if asked.smoke else max(asked.seconds, 2.0)
     compiled = not asked.no_compile and not asked.smoke
-    settings = Settings(chosen, threads, device, seconds, compiled, _modes(asked, device))
+    settings = Settings(chosen, threads, device, seconds, compiled, asked.compile_seconds, _modes(asked, device))
     return run(settings, lambda plan: console.print(str(plan), highlight=False, soft_wrap=True))
 
 

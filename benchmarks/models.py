@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,8 @@ SPARSE = ("converted", "converted, compiled")
 @dataclass(frozen=True)
 class Settings:
     """What to measure. seconds: for each size; compiled: what torch.compile makes of the stock and of the converted;
-    modes: "eager", and "graph" for replays of a CUDA graph.
+    compiling: seconds that this may take for each model, sizes together; modes: "eager", and "graph" for replays of a
+    CUDA graph.
     """
 
     subjects: Sequence[Subject]
@@ -37,11 +39,35 @@ class Settings:
     device: torch.device
     seconds: float = 2.0
     compiled: bool = True
+    compiling: float = 120.0
     modes: Sequence[str] = ("eager",)
 
     def timer(self, mode: str) -> Timer:
         """The clock of a mode."""
         return CudaTimer(graph=mode == "graph") if self.device.type == "cuda" else cpu_timer
+
+
+@dataclass
+class Compiling:
+    """Compiled forms of a model's sides, one for each size, until making them has taken so many seconds."""
+
+    sides: dict[str, Any]
+    limit: float
+    spent: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def ready(self, inputs: Any) -> dict[str, Any]:
+        """The sides that are compiled for these inputs; a note where the time was up."""
+        found, self.notes = {}, []
+        for name, model in self.sides.items():
+            if self.spent > self.limit:
+                self.notes.append(f"{name}: compiling had taken {self.spent:.0f} s, the limit is {self.limit:g}")
+                continue
+            begin = time.monotonic()
+            call(model, inputs)
+            self.spent += time.monotonic() - begin
+            found[name] = model
+        return found
 
 
 def run(settings: Settings, plans: Callable[[Plan], None]) -> Iterator[tuple[str, list[Row]]]:
@@ -68,17 +94,21 @@ def _rows(settings: Settings, subject: Subject, plans: Callable[[Plan], None]) -
         "best dense kernels": convert(copy.deepcopy(stock), plan(stock, examples, formats=())),
         "converted": convert(copy.deepcopy(stock), made),
     }
-    if settings.compiled:
-        torch._dynamo.reset()
-        models |= {"compiled": torch.compile(stock), "converted, compiled": torch.compile(models["converted"])}
+    torch._dynamo.reset()  # sizes that another model has seen count against torch's limit
+    wanted = {"compiled": stock, "converted, compiled": models["converted"]} if settings.compiled else {}
+    compiling = Compiling(
+        {name: torch.compile(each, dynamic=False) for name, each in wanted.items()}, settings.compiling
+    )
     exact = copy.deepcopy(stock).double()
     rows = []
     for size, inputs in zip(subject.sizes, examples, strict=True):
-        ratios = _error_ratios(models, exact, inputs, subject.dtype)
-        sides = [Side(name, [partial(call, model, inputs)]) for name, model in models.items()]
+        every = models | compiling.ready(inputs)
+        ratios = _error_ratios(every, exact, inputs, subject.dtype)
+        sides = [Side(name, [partial(call, model, inputs)]) for name, model in every.items()]
         for mode in settings.modes:
             timings = measure(sides, settings.timer(mode), seconds=settings.seconds, give_up=False)
-            rows.append(_row(subject, size, mode, dict(zip(models, timings, strict=True)), ratios, made))
+            row = _row(subject, size, mode, dict(zip(every, timings, strict=True)), ratios, made)
+            rows.append({**row, "left_out": "; ".join(compiling.notes) or None})
     return rows
 
 
@@ -86,10 +116,11 @@ def _row(
     subject: Subject, size: tuple[int, int], mode: str, found: dict[str, Timing], ratios: dict[str, float], made: Plan
 ) -> Row:
     """Best against best: the fastest way to run it dense, and the fastest way to run it converted."""
-    dense = min((name for name in DENSE if name in found), key=lambda name: found[name].median)
-    sparse = min((name for name in SPARSE if name in found), key=lambda name: found[name].median)
+    dense = min((name for name in DENSE if name in found), key=lambda name: found[name].best)
+    sparse = min((name for name in SPARSE if name in found), key=lambda name: found[name].worst)
     right = ratios[sparse] <= 1
-    gain, stock_gain = (found[name].median / found[sparse].median for name in (dense, "stock"))
+    counted = {name: timing.worst if name in SPARSE else timing.best for name, timing in found.items()}
+    gain, stock_gain = (counted[name] / counted[sparse] for name in (dense, "stock"))
     before, after = (sum(getattr(c, name) for c in made.choices) for name in ("dense_bytes", "sparse_bytes"))
     return {
         "model": subject.name,
@@ -100,14 +131,15 @@ def _row(
         "dtype": str(subject.dtype).removeprefix("torch."),
         "mode": mode,
         "threads": torch.get_num_threads(),
-        **{f"{name.replace(',', '').replace(' ', '_')}_us": round(timing.median, 1) for name, timing in found.items()},
-        "dense_us": round(found[dense].median, 1),
+        **{f"{name.replace(',', '').replace(' ', '_')}_us": round(us, 1) for name, us in counted.items()},
+        "dense_us": round(counted[dense], 1),
         "dense_kernel": dense,
-        "sparse_us": round(found[sparse].median, 1),
+        "sparse_us": round(counted[sparse], 1),
         "sparse_kernel": sparse,
         "spread": round(max(found[dense].spread, found[sparse].spread), 3),
         "speedup": round(gain, 3) if right else None,
         "over_stock": round(stock_gain, 3) if right else None,
+        "steady": found[dense].steady and found[sparse].steady,
         "no_difference": not differ(found[dense], found[sparse]),
         "dense_bytes": before,
         "sparse_bytes": after,

@@ -52,7 +52,7 @@ def scaled_rows(cell: Cell, count: Callable[[int], int]) -> list[Row]:
         else:
             ours.append((name, config, side, ratio))
     timings = measure([*dense, *(side for *_, side, _ in ours)], cell.timer, seconds=cell.seconds, give_up=False)
-    best = min(range(min(1, len(dense) - 1), len(dense)), key=lambda i: timings[i].median)
+    best = min(range(min(1, len(dense) - 1), len(dense)), key=lambda i: timings[i].best)
     base = {"dense_us": us(timings[best]), "dense_kernel": dense[best].name, "today_us": us(timings[0])}
     found = [
         {**cell.described(op.name, name, config), **base, **cell.measured(timing, timings[best], ratio)}

@@ -19,6 +19,7 @@ def line(name: str, row: Row) -> str:
         return f"{about}: not run: {row['reason']}"
     unsure = row.get("no_difference")
     speed = "wrong" if row["speedup"] is None else "no difference" if unsure else f"{row['speedup']:.2f}x"
+    speed += "" if row.get("steady", True) else " (times are unsteady)"
     figures = [f"{row['dense_us']:,.1f} → {row['sparse_us']:,.1f} µs", speed]
     if row.get("limit_fraction") is not None:
         figures.append(f"{row['limit_fraction']:.0%} of the limit")
@@ -26,6 +27,8 @@ def line(name: str, row: Row) -> str:
         figures.append(f"{row['over_stock']:.2f}x over stock")
     if row.get("error_ratio") is not None:
         figures.append(f"error {row['error_ratio']:.2f}")
+    if row.get("left_out"):
+        figures.append(f"left out: {row['left_out']}")
     return f"{about}: {', '.join(figures)}"
 
 

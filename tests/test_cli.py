@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_the_installed_command_runs() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert any("self-test" in finding["found"] for finding in json.loads(done.stdout)["findings"])
+
+
+def test_the_version_is_one_line_with_what_a_report_of_a_fault_needs() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"ajour {version('ajour')} · torch {torch.__version__} · ")
+    assert result.output.rstrip().endswith(f"{torch.get_num_threads()} threads)") or torch.cuda.is_available()
+    assert result.output.count("\n") == 1
 
 
 def test_inspect_a_factory() -> None:

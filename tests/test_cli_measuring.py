@@ -140,14 +140,19 @@ def test_a_bare_file_has_limits_for_rows(weights: Path) -> None:
     assert [size["rows"] for size in json.loads(result.stdout)["sizes"]] == [1, 8]
 
 
-@pytest.mark.parametrize("verb", ["plan", "limits", "bench"])
+@pytest.mark.parametrize("verb", ["plan", "limits", "bench", "project 2:4", "convert -o made", "verify --against"])
 def test_a_bare_file_can_not_run_and_says_what_does(
-    verb: str, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert exits(monkeypatch, verb, weights) == 1
+    monkeypatch.chdir(tmp_path)
+    name, *options = verb.split()
+    args = [weights, *options] if name != "verify" else [weights, *options, weights]
+    assert exits(monkeypatch, name, *args) == 2
     message = capsys.readouterr().err
-    assert "holds weights but no model to run" in message
+    assert f"{weights} is a file, which holds weights but no model to run" in message
     assert "with --rows" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_bare_file_without_linear_layers_is_refused(

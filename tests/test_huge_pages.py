@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import itertools
 import os
+import pickle
 import signal
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ import torch
 from ajour import huge_pages
 from ajour.formats import BitmapMatrix
 from ajour.memory import resident_bytes
+from ajour.nn import BitmapLinear
 from ajour.ops import BITMAP_LINEAR
 
 pytestmark = pytest.mark.skipif(not huge_pages._SUPPORTED, reason="this system has no huge pages to ask for")
@@ -59,6 +63,45 @@ def test_a_copy_lies_where_the_original_lies() -> None:
         twin = huge_pages.copy(original)
         assert torch.equal(twin, original)
         assert any(twin.data_ptr() in each for each in huge_pages._mappings.values()) == is_ours
+
+
+def _pickled(module: torch.nn.Module) -> torch.nn.Module:
+    made: torch.nn.Module = pickle.loads(pickle.dumps(module))
+    return made
+
+
+def _through_a_file(module: torch.nn.Module) -> torch.nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    made: torch.nn.Module = torch.load(file, weights_only=False)
+    return made
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, _pickled, _through_a_file])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_copied_layer_lies_on_huge_pages_as_the_first_did(
+    again: Callable[[torch.nn.Module], torch.nn.Module], inference: bool
+) -> None:
+    w = torch.randn(768, 768) * (torch.rand(768, 768) < 0.3)
+    with torch.inference_mode(inference):
+        layer = BitmapLinear(BitmapMatrix.from_dense(w), choices=[(None, "cpu_chunked", "")])
+        tied = torch.nn.Sequential(layer, torch.nn.Identity())
+        tied[1].register_buffer("same", layer._buffers["packed_0"])
+        twin = again(tied)
+        assert torch.equal(twin(torch.ones(2, 768)), tied(torch.ones(2, 768)))
+    mine, other = tied[0]._buffers, twin[0]._buffers
+    assert [_on_huge_pages(t) for t in mine.values()] == [_on_huge_pages(t) for t in other.values()]
+    assert any(map(_on_huge_pages, other.values()))
+    assert twin[1]._buffers["same"] is other["packed_0"], "tied memory stays tied"
+    assert torch.equal(twin[0].matrix().to_dense(), w)
+
+
+def test_memory_that_processes_share_stays_shared() -> None:
+    t = torch.randn(1 << 20).share_memory_()
+    before = t.data_ptr()
+    huge_pages.settle(t)
+    assert (t.data_ptr(), t.is_shared()) == (before, True)
 
 
 def test_memory_goes_with_its_last_tensor() -> None:

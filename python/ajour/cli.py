@@ -36,6 +36,7 @@ from ajour.cli_options import (
     Rows,
     Shape,
     Sizes,
+    Version,
     asked,
 )
 from ajour.integrations.arguments import (
@@ -59,6 +60,11 @@ app = typer.Typer(
 WIDTH = 120  # of the demo's story where no terminal says otherwise
 # click's own, which typer has moved; of every mistake in the arguments
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+
+@app.callback()
+def options(show_version: Version = False) -> None:
+    """Pruned PyTorch models, run fast, exactly and honestly."""
 
 
 def _show(report: Any, as_json: bool) -> None:

@@ -65,6 +65,18 @@ def _page(path: Path | None) -> Path | None:
     return _output(path)
 
 
+def _version(wanted: bool) -> None:
+    from ajour.diagnosis import version_line
+
+    if wanted:
+        typer.echo(version_line())
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_version, is_eager=True, help="versions of ajour and torch, and the devices"),
+]
 Html = Annotated[Path | None, typer.Option("--html", callback=_page, help="write a page with charts there")]
 PlanOut = Annotated[Path | None, typer.Option("-o", "--output", callback=_output, help="write the plan there, as JSON")]
 PlanHtml = Annotated[Path | None, typer.Option("--html", callback=_output, help="write the plan as a page there")]

@@ -55,11 +55,23 @@ def empty(count: int, dtype: torch.dtype, *, passing: bool = False) -> Tensor:
 
 def copy(t: Tensor) -> Tensor:
     """A contiguous copy of t, on huge pages where t is."""
-    with _lock:
-        ours = t.device == HOST and any(t.data_ptr() in addresses for addresses in _mappings.values())
-    if not ours:
+    if not _is_ours(t):
         return t.clone(memory_format=torch.contiguous_format)
     return empty(t.numel(), t.dtype).view(t.shape).copy_(t)
+
+
+def settle(t: Tensor) -> None:
+    """Moves a tensor of this process' own onto huge pages, as torch copies and unpickles to common ones.
+
+    Whoever holds the tensor sees it there. One that processes share stays where it is.
+    """
+    if t.device == HOST and t.is_contiguous() and t.nbytes >= _FEWEST and not t.is_shared() and not _is_ours(t):
+        t.data = empty(t.numel(), t.dtype).view(t.shape).copy_(t)
+
+
+def _is_ours(t: Tensor) -> bool:
+    with _lock:
+        return t.device == HOST and any(t.data_ptr() in addresses for addresses in _mappings.values())
 
 
 def _unlock() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ from benchmarks import models
 from benchmarks.decoder_layers import llama
 from benchmarks.encoder import encoder
 from benchmarks.subjects import smoke_subjects, subjects
+from benchmarks.tables import line
 from suites import CPU, told
+
+from ajour.planning.device import this_device
+from ajour.planning.plan import Plan
+from ajour.planning.timing import Timing
 
 
 def test_models_are_the_same_in_every_run() -> None:
@@ -62,7 +68,7 @@ def test_a_model_is_timed_beside_its_best_dense_and_checked(clock: None, monkeyp
 def test_best_is_compared_with_best(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"stock": 90.0, "best dense kernels": 80.0, "compiled": 60.0, "converted": 50.0, "converted, compiled": 30.0}
     monkeypatch.setattr(models.Settings, "timer", lambda self, mode: lambda side, first, count: told[side.name])
-    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
     (_, row), *_ = _models(True, monkeypatch)[0]
     assert (row["dense_us"], row["dense_kernel"], row["sparse_us"], row["sparse_kernel"]) == (
         60.0,
@@ -71,3 +77,32 @@ def test_best_is_compared_with_best(monkeypatch: pytest.MonkeyPatch) -> None:
         "converted, compiled",
     )
     assert (row["speedup"], row["over_stock"], row["best_dense_kernels_us"], row["stock_us"]) == (2.0, 3.0, 80.0, 90.0)
+
+
+def test_compiling_is_bounded_and_what_is_left_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(step=40)  # the clock is read before and after each
+    monkeypatch.setattr(models.time, "monotonic", lambda: float(next(seconds)))
+    compiling = models.Compiling({"compiled": torch.neg, "converted, compiled": torch.abs}, 100.0)
+    x = torch.randn(3)
+    assert list(compiling.ready(x)) == ["compiled", "converted, compiled"]
+    assert (compiling.spent, compiling.notes) == (80.0, [])
+    assert list(compiling.ready(x)) == ["compiled"]
+    assert compiling.notes == ["converted, compiled: compiling had taken 120 s, the limit is 100"]
+    assert list(compiling.ready(x)) == []
+    row = {"left_out": compiling.notes[0], "batch": 1, "tokens": 8, "mode": "eager", "threads": 1, "dtype": "float32"}
+    row |= {"dense_us": 3.0, "sparse_us": 2.0, "speedup": 1.5, "steady": False}
+    assert line("model", row) == (
+        "T=1 float32 model, 1x8 eager: 3.0 → 2.0 µs, 1.50x (times are unsteady), "
+        "left out: compiled: compiling had taken 120 s, the limit is 100"
+    )
+
+
+def test_of_unsteady_times_only_the_certain_gain_is_a_result() -> None:
+    subject, plan = smoke_subjects()[0], Plan((), this_device())
+    steady, restless = Timing(50, 49, 51), Timing(100, 60, 200, least=60)
+    found = {"stock": Timing(200, 199, 201), "best dense kernels": restless, "converted": steady}
+    row = models._row(subject, (1, 8), "eager", found, {"converted": 0.5}, plan)
+    assert (row["dense_us"], row["sparse_us"], row["speedup"], row["steady"]) == (60, 50, 1.2, False)
+    row = models._row(subject, (1, 8), "eager", {**found, "converted": restless}, {"converted": 0.5}, plan)
+    assert (row["dense_us"], row["sparse_us"], row["speedup"], row["over_stock"]) == (60, 200, 0.3, 1.0)
+    assert row["no_difference"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 from ajour.comparison import Comparison, Size, compare, sides
 from ajour.comparison.layer_times import Breakdown
+from ajour.comparison.report import latencies
 from ajour.nn import SparseLinear
 from ajour.planning.timing import Timing
 from factories import pruned
@@ -58,10 +61,36 @@ def test_repeated_layers_are_taken_together() -> None:
 
 
 def test_a_spread_wider_than_the_difference_is_no_difference(compared: Comparison) -> None:
-    clear, noisy = size((99, 100, 101), (49, 50, 51)), size((60, 100, 140), (49, 50, 51))
+    clear, noisy = size((99, 100, 101), (49, 50, 51)), size((99, 100, 101), (79, 95, 105))
     assert compared.gain(clear, "dense") == "2.00x"
     assert compared.gain(clear, "stock") == "4.00x"
     assert compared.gain(noisy, "dense") == "no difference"
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse", "told", "gain"),
+    [
+        ((60, 100, 140), (49, 50, 51), "≥1.20x", 1.2),
+        ((99, 100, 101), (20, 30, 80), "≥1.25x", 1.25),
+        ((45, 100, 140), (49, 50, 51), "unsteady", None),  # a gain of 2.00x by medians is not believed
+        ((60, 100, 140), (110, 120, 125), "unsteady, 0.83x", None),  # a loss is not hidden
+        ((60, 100, 140), (199, 200, 201), "≤0.70x", 0.7),
+    ],
+)
+def test_of_unsteady_times_only_what_is_certain_is_a_gain_and_no_loss_is_hidden(
+    compared: Comparison, dense: Any, sparse: Any, told: str, gain: float | None
+) -> None:
+    each = size(dense, sparse)
+    assert compared.gain(each, "dense") == told
+    assert each.gain("dense") == (None if gain is None else pytest.approx(gain))
+    assert set(each.unsteady) <= {"stock", "dense", "converted"}
+    made = json.loads(replace(compared, sizes=(each,)).to_json())["sizes"][0]
+    assert made["over_fastest_dense"] == (None if gain is None else pytest.approx(gain))
+    assert [made["times_us"][side]["steady"] for side in ("dense", "converted")] == [
+        side not in each.unsteady for side in ("dense", "converted")
+    ]
+    shown = list(latencies(replace(compared, sizes=(each,))).columns[2].cells)
+    assert str(shown[0]).endswith("unsteady") is ("dense" in each.unsteady)
 
 
 def test_the_bar_is_the_fastest_dense() -> None:
@@ -111,6 +140,19 @@ def test_a_model_that_does_not_compile_is_left_out_with_the_first_line(monkeypat
     models, notes = sides.make_sides(model, [torch.randn(4, 64)], plan, plan, compiled=True)
     assert notes == ("torch.compile is left out: no graph for this",)
     assert list(models) == ["stock", "dense", "converted"]
+
+
+def test_compiling_that_takes_too_long_is_left_out_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(step=sides.COMPILING / 2)
+    monkeypatch.setattr(sides.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
+    model = pruned()
+    plan, examples = hand_plan(model), [torch.randn(m, 64) for m in (1, 4, 8, 16)]
+    models, notes = sides.make_sides(model, examples, plan, plan, compiled=True)
+    assert notes == ("torch.compile is left out: after 450 s it had compiled 2 of 4 sizes",)
+    assert "compiled" not in models
+    seconds = itertools.count(step=0)
+    assert "compiled" in sides.make_sides(model, examples, plan, plan, compiled=True)[0]
 
 
 def test_json_and_text_name_every_size_and_layer(compared: Comparison) -> None:

@@ -42,6 +42,9 @@ def test_a_plan_with_nothing_to_gain_says_so(plan: Plan) -> None:
 
 
 def test_times_that_varied_are_a_warning_on_the_page(plan: Plan) -> None:
-    noisy = replace(SPARSE, measurements=(replace(SPARSE.measurements[0], spread=0.8),))
-    assert "Times varied by up to 80%" in plan_page("", replace(plan, choices=(noisy,)))
-    assert "Times varied" not in plan_page("", plan)
+    noisy = replace(SPARSE, measurements=(replace(SPARSE.measurements[0], spread=0.8, steady=False),))
+    page = plan_page("", replace(plan, choices=(noisy,)))
+    assert "1 of 1 measurement unsteady, spread up to 80%" in page
+    assert "at 8 rows, unsteady</small>" in page
+    assert "<b>≥" in page
+    assert "measurement unsteady" not in plan_page("", plan)

@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from stand_ins import AddKernel, FakeClock
+from stand_ins import AddKernel, FakeClock, FakeWaiting
 
 from ajour.ops import BITMAP_LINEAR, BLOCK_LINEAR, NM_LINEAR
 from ajour.ops.library import LinearOp
-from ajour.planning import planner
+from ajour.planning import planner, timing
 from ajour.planning.device import OtherWork
 from ajour.terms.kernel import Kernel
+
+
+@pytest.fixture(autouse=True)
+def waiting(monkeypatch: pytest.MonkeyPatch) -> FakeWaiting:
+    """What the system says of waiting for a core: nothing, unless told."""
+    made = FakeWaiting()
+    monkeypatch.setattr(timing, "Waiting", lambda: made)
+    return made
 
 
 @pytest.fixture

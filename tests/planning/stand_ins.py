@@ -30,6 +30,25 @@ class FakeClock:
         return self.price(side.name, rows)
 
 
+class FakeWaiting:
+    """What threads waited for a core in each turn to come, in µs; 0 once that is told."""
+
+    def __init__(self, *turns: float) -> None:
+        self.turns, self.total, self.asked = list(turns), 0.0, 0
+
+    def __enter__(self) -> FakeWaiting:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __call__(self) -> float:
+        self.asked += 1
+        if self.asked % 2 == 0 and self.turns:  # asked before and after each turn
+            self.total += self.turns.pop(0)
+        return self.total
+
+
 AddKernel = Callable[..., None]
 
 

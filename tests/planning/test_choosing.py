@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,10 @@ def _timed(
     stored: Pattern = B32, op: str = "block_linear",
 ) -> Timed:  # fmt: skip
     return Timed(op, stored, kernel, config, packing, nbytes, {m: _t(us) for m, us in times.items()})
+
+
+def _sparse_at(m: int, timing: Timing) -> Timed:
+    return Timed("block_linear", B32, "cpu", "", "panels", 200, {m: timing})
 
 
 def _kernels(decision: Decision) -> list[tuple[int | None, str, str]]:
@@ -59,11 +65,54 @@ def test_beating_only_the_dense_of_today_is_no_reason_for_sparse() -> None:
 
 
 def test_a_gain_within_the_spread_is_no_difference() -> None:
-    sparse = Timed("block_linear", B32, "cpu", "", "panels", 200, {8: _t(80, 0.5)})
-    found = decide(_times({8: 100}, None, sparse), BYTES, 0.05, 1.0)
+    found = decide(_times({8: 100}, None, _sparse_at(8, _t(80, 0.3))), BYTES, 0.05, 1.0)
     assert found.op == ""
     assert found.reason == "no difference at 8 rows: cpu 1.25x, within the spread"
-    assert found.measurements[0].spread == 0.5
+    assert found.measurements[0].spread == 0.3
+    assert found.measurements[0].steady
+
+
+def test_sparse_is_never_chosen_on_the_strength_of_an_unsteady_dense() -> None:
+    stalled = Timing(8000, 7000, 9000, least=45)
+    found = decide(Times({8: stalled}, {8: {"onednn": stalled}}, (_sparse_at(8, _t(44)),)), BYTES, 0.05, 1.0)
+    assert (found.op, found.kernels) == ("", ())
+    assert found.reason == "unsteady times at 8 rows: cpu at its slowest is 1.02x of dense (aten) at its fastest"
+    (m,) = found.measurements
+    assert (m.dense_us, m.today_us, m.sparse_us, m.steady) == (45, 45, 44, False)
+
+
+def test_of_unsteady_times_only_the_certain_gain_is_told() -> None:
+    restless = Timing(100, 60, 200, least=60)
+    found = decide(Times({8: restless}, {8: {}}, (_sparse_at(8, Timing(10, 8, 20)),)), BYTES, 0.05, 1.0)
+    assert found.op == "block_linear"
+    assert found.reason == "at least 3.00x over the best dense"
+    (m,) = found.measurements
+    assert (m.dense_us, m.sparse_us, m.steady) == (60, 20, False)
+
+
+def test_another_dense_must_beat_todays_for_certain_too() -> None:
+    today, other = Timing(900, 100, 1000), Timing(80, 78, 82)
+    assert decide(Times({8: today}, {8: {"onednn": other}}, ()), BYTES, 0.05, 1.0).op == "dense_linear"
+    assert decide(Times({8: replace(today, least=81)}, {8: {"onednn": other}}, ()), BYTES, 0.05, 1.0).op == ""
+
+
+@pytest.mark.parametrize("margin", [0.05, None])
+def test_a_dense_that_never_ran_undisturbed_proves_no_gain(margin: float | None) -> None:
+    stalled = Timing(8000, 8000, 8000, least=0)
+    found = decide(Times({8: stalled}, {8: {}}, (_sparse_at(8, _t(44)),)), BYTES, margin, 1.0)
+    (m,) = found.measurements
+    assert (m.dense_us, m.sparse_us, m.steady) == (44, 44, False)
+    if margin is None:
+        assert (found.op, found.reason) == ("block_linear", "at least 1.00x over the best dense")
+    else:
+        assert found.op == ""
+        assert found.reason == "dense (aten) never had its cores to itself at 8 rows, so no time of it can be believed"
+
+
+def test_one_doubtful_number_of_rows_is_the_reason_though_sparse_wins_at_another() -> None:
+    restless = Timing(100, 60, 200, least=60)
+    times = Times({1: _t(100), 8: restless}, {1: {}, 8: {}}, (_timed({1: 20, 8: 70}),))
+    assert decide(times, BYTES, 0.05, 1.0).reason.startswith("unsteady times at 8 rows: cpu at its slowest is 0.86x")
 
 
 def test_a_margin_of_none_takes_the_best_sparse_though_it_loses() -> None:

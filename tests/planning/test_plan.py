@@ -93,9 +93,11 @@ def _edited(*path: str | int, value: Any) -> str:
     ("path", "value", "sentence"),
     [
         (("kind",), "another", "this is no plan"),
-        (("version",), 2, "this plan is of version 2, this ajour reads up to 1; update ajour or plan again"),
-        (("version",), "1", "version: expected 1, found '1'"),
-        (("version",), True, "version: expected 1, found True"),
+        (("version",), 3, "this plan is of version 3, this ajour reads up to 2; update ajour or plan again"),
+        (("version",), "1", "version: expected 1 to 2, found '1'"),
+        (("version",), 0, "version: expected 1 to 2, found 0"),
+        (("choices", 0, "measurements", 0, "steady"), 1, r"measurements\[0\].steady: expected true or false, found 1"),
+        (("version",), True, "version: expected 1 to 2, found True"),
         (("extra",), 1, "plan: extra is unknown"),
         (("choices",), {}, r"plan.choices: expected a list"),
         (("choices", 0, "shape"), "3072x768", r"plan.choices\[0\].shape: expected a list"),
@@ -133,6 +135,23 @@ def test_what_is_no_plan_is_refused(text: str) -> None:
 def test_a_truncated_plan_is_refused(cut: int) -> None:
     with pytest.raises(PlanError):
         Plan.from_json(PLAN.to_json().rstrip()[:-cut])
+
+
+def test_a_plan_of_an_older_version_is_read_without_what_came_later() -> None:
+    data = json.loads(PLAN.to_json())
+    data["version"] = 1
+    del data["untried"]
+    for choice in data["choices"]:
+        for measurement in choice["measurements"]:
+            del measurement["steady"]
+    assert Plan.from_json(json.dumps(data)) == replace(PLAN, untried=())
+    data["version"] = 2
+    with pytest.raises(PlanError, match="untried is missing"):
+        Plan.from_json(json.dumps(data))
+    data["version"] = 1
+    del data["margin"]
+    with pytest.raises(PlanError, match="plan: margin is missing"):
+        Plan.from_json(json.dumps(data))
 
 
 def test_a_missing_field_is_named() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ajour.planning.device import Device
 from ajour.planning.plan import Choice, Measurement, Plan, RowChoice
-from ajour.planning.report import clusters, text
+from ajour.planning.report import clusters, gains, text
 from ajour.terms.pattern import NM, Block, Dense, Unstructured
 
 B32 = Block(32, 32)
@@ -94,10 +94,18 @@ def test_totals_add_up_by_row_count() -> None:
     assert ["16", "14", "layers", "1,050", "520", "167", "3.11x", "6.29x"] in lines
 
 
-def test_a_disturbed_measurement_is_said() -> None:
-    noisy = replace(SPARSE, measurements=(replace(SPARSE.measurements[0], spread=0.8),))
-    assert "Times varied by up to 80%" in text(Plan((noisy,), DEVICE), 120)
-    assert "Times varied" not in text(PLAN, 120)
+def test_unsteady_times_are_said_with_what_is_certain_and_a_remedy() -> None:
+    restless = replace(SPARSE.measurements[0], spread=0.8, steady=False)
+    noisy = replace(SPARSE, measurements=(restless, _m(64, 100, 90, 10)))
+    page = text(Plan((noisy,), DEVICE), 120)
+    lines = [line.split() for line in page.splitlines()]
+    assert ["16", "cpu", "unsteady", "60.0", "30.0", "6.0", "≥5.00x", "≥10.00x"] in lines
+    assert ["64", "cpu", "90.0", "100", "10.0", "10.00x", "9.00x"] in lines
+    assert gains(Plan((noisy,), DEVICE)) == [("16", "≥5.00x"), ("64", "10.00x")]
+    said = " ".join(page.split())
+    assert "1 of 2 measurements unsteady, spread up to 80%: there dense counts by its fastest turn" in said
+    assert "To know, stop other programs, or give torch fewer threads" in said
+    assert "unsteady" not in text(PLAN, 120)
 
 
 def test_a_plan_without_layers_or_zeros_can_be_printed() -> None:

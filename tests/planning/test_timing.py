@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from stand_ins import FakeWaiting
 
 from ajour.planning.timing import (
     COLD,
@@ -89,12 +90,66 @@ def test_rounds_follow_the_time_at_hand() -> None:
     assert (slow.rounds, quick.rounds) == (FEWEST, MOST)
 
 
-def test_restless_times_get_more_rounds_but_not_for_ever() -> None:
-    restless = itertools.cycle([1000.0, 2000.0, 3000.0])
-    found = measure([_side("a")], lambda side, first, count: next(restless), seconds=9.0)[0]
-    assert MOST < found.rounds <= MOST * PATIENCE
-    slow = itertools.cycle([1e6, 2e6, 3e6])
-    assert measure([_side("a")], lambda side, first, count: next(slow), seconds=1.0)[0].rounds == FEWEST
+def test_turns_that_waited_for_a_core_do_not_count(waiting: FakeWaiting) -> None:
+    waiting.turns = [0.0, 0.0, 0.0, 0.0, 0.0, 7950.0, 0.0, 7950.0]
+    prices = itertools.chain([50.0] * 2, [50.0, 50.0] * 5, [50.0, 8000.0, 50.0, 50.0, 50.0, 8000.0])
+    found = measure([_side("a")], lambda side, first, count: next(prices, 50.0))[0]
+    assert (found.median, found.high, found.fastest) == (50.0, 50.0, 50.0)
+    assert found.steady
+
+
+def test_a_side_that_always_waits_has_no_believable_time_and_measuring_ends(waiting: FakeWaiting) -> None:
+    waiting.turns = [9000.0] * 2 * MOST * PATIENCE
+    clock = _Clock(a=8000.0)
+    found = measure([_side("a")], clock, seconds=9.0)[0]
+    assert not found.steady
+    assert (found.median, found.best, found.worst) == (8000.0, 0.0, 8000.0)
+    assert found.rounds == MOST * PATIENCE
+    waiting.turns = [9000.0] * 2 * MOST * PATIENCE
+    clock.turns.clear()
+    measure([_side("a")], clock, seconds=0.01)
+    assert len(clock.turns) == 2 * (2 + FEWEST)
+
+
+def test_what_is_left_of_a_disturbed_time_is_the_least_it_can_be(waiting: FakeWaiting) -> None:
+    waiting.turns = [900.0] * 2 * MOST * PATIENCE
+    found = measure([_side("a")], _Clock(a=2000.0))[0]
+    assert (found.best, found.worst, found.steady) == (1100.0, 2000.0, False)
+    waiting.turns = [200.0] * 2 * MOST * PATIENCE
+    found = measure([_side("a")], _Clock(a=2000.0))[0]
+    assert (found.best, found.worst, found.steady) == (2000.0, 2000.0, True), "a tenth of it is no doubt worth a word"
+
+
+def test_an_unsteady_side_is_measured_again_in_short_turns() -> None:
+    long_turns = itertools.cycle([100.0, 900.0, 5000.0])
+
+    def clock(side: Side, first: int, count: int) -> float:
+        return 100.0 if side.name == "calm" or count * 100.0 < SLOT_US else next(long_turns)
+
+    calm, restless = measure([_side("calm"), _side("restless")], clock, give_up=False)
+    assert (calm.median, calm.steady) == (100.0, True)
+    assert (restless.median, restless.steady) == (100.0, True)
+
+
+def test_a_side_is_given_up_by_calm_turns_alone(waiting: FakeWaiting) -> None:
+    def clock(side: Side, first: int, count: int) -> float:
+        waiting.turns = [8900.0 if side.name == "stalled" else 0.0]
+        return {"stalled": 9000.0, "slow": 9000.0}.get(side.name, 2000.0)
+
+    found = measure([_side(name) for name in ("good", "stalled", "slow")], clock, seconds=9.0)
+    assert found[1].rounds == MOST * PATIENCE
+    assert [timing.best for timing in found] == [2000.0, 100.0, 9000.0]
+
+
+def test_an_unsteady_time_counts_by_the_end_that_speaks_against_a_gain() -> None:
+    calm, restless = Timing(100, 95, 105), Timing(100, 60, 140, least=40)
+    assert (calm.best, calm.worst, calm.steady) == (100, 100, True)
+    assert (restless.best, restless.worst, restless.steady) == (40, 140, False)
+    assert not differ(calm, restless)
+    assert differ(Timing(30, 29, 31), restless)
+    assert not differ(Timing(41, 40, 42), restless)
+    assert differ(Timing(150, 145, 155), restless), "slower for certain"
+    assert not differ(restless, restless)
 
 
 def test_the_median_ignores_a_stalled_round() -> None:

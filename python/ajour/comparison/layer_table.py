@@ -18,7 +18,8 @@ def layer_table(choices: Sequence[Choice]) -> str:
 
 def _layer(choice: Choice) -> list[str]:
     times = "<br>".join(
-        f"{m.dense_us:,.0f} → {choice.chosen_us(m):,.0f} <small>at {m.rows} row{'s' if m.rows > 1 else ''}</small>"
+        f"{m.dense_us:,.0f} → {choice.chosen_us(m):,.0f} <small>at {m.rows} row{'s' if m.rows > 1 else ''}"
+        f"{'' if m.steady else ', unsteady'}</small>"
         for m in choice.measurements
     )
     chosen = "<br>".join(

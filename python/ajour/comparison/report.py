@@ -34,12 +34,32 @@ class Size:
     @property
     def fastest_dense(self) -> str:
         """The side that is the bar: the fastest of those that multiply the zeros too."""
-        return min((side for side in self.times if side != CONVERTED), key=lambda side: self.times[side].median)
+        return min((side for side in self.times if side != CONVERTED), key=lambda side: self.times[side].best)
 
     def gain(self, over: str) -> float | None:
-        """How many times faster the converted model is; None if the spread exceeds the difference."""
+        """How many times faster the converted model is, by medians; None if the spread exceeds the difference.
+
+        Of unsteady times by the ends that make the least of it.
+        """
         dense, sparse = self.times[over], self.times[CONVERTED]
-        return dense.median / sparse.median if differ(dense, sparse) else None
+        if not differ(dense, sparse):
+            return None
+        return dense.best / sparse.worst if sparse.median < dense.median else dense.worst / sparse.best
+
+    def told(self, over: str) -> str:
+        """The gain in words: 1.85x, no difference; of unsteady times ≥1.20x, ≤0.90x, or what their medians hint at."""
+        gain, (dense, sparse) = self.gain(over), (self.times[over], self.times[CONVERTED])
+        if dense.steady and sparse.steady:
+            return "no difference" if gain is None else f"{gain:.2f}x"
+        if gain is None:  # a loss is never hidden, a gain must be certain
+            hint = dense.median / sparse.median
+            return "unsteady" if hint >= 1 else f"unsteady, {hint:.2f}x"
+        return f"{'≥' if gain > 1 else '≤'}{gain:.2f}x"
+
+    @property
+    def unsteady(self) -> tuple[str, ...]:
+        """Sides whose times vary too much to be believed."""
+        return tuple(side for side, timing in self.times.items() if not timing.steady)
 
     def groups(self, side: str) -> dict[str, float]:
         """µs of one pass by repeated layers taken together, and of the rest, summing up to the whole."""
@@ -67,11 +87,8 @@ class Comparison:
         return self.report.ok
 
     def gain(self, size: Size, over: str) -> str:
-        """The gain as it may be told: 1.85x, no difference, or not verified."""
-        if not self.ok:
-            return "not verified"
-        gain = size.gain(over)
-        return "no difference" if gain is None else f"{gain:.2f}x"
+        """The gain as it may be told: 1.85x, no difference, unsteady, or not verified."""
+        return size.told(over) if self.ok else "not verified"
 
     def to_json(self) -> str:
         """Times in µs, resident bytes, gains (None where there is no difference or no proof), verification, plan."""
@@ -164,9 +181,9 @@ def verified_line(comparison: Comparison) -> str:
 
 
 def milliseconds(timing: Timing) -> str:
-    """12.3 ±3%: the median with as many digits as tell something, and half the way from p20 to p80."""
+    """12.3 ±3%: the median with as many digits as tell something, and half the way from p20 to p80, or unsteady."""
     digits = sum(timing.median < bar * 1e3 for bar in (1, 10, 100))
-    return f"{timing.median / 1e3:.{digits}f} ±{timing.spread / 2:.0%}"
+    return f"{timing.median / 1e3:.{digits}f} {f'±{timing.spread / 2:.0%}' if timing.steady else 'unsteady'}"
 
 
 def _table(title: str) -> Table:
@@ -180,9 +197,13 @@ def _size_dict(comparison: Comparison, size: Size) -> dict[str, object]:
     told = comparison.ok
     return {
         "size": size.label,
-        "times_us": {side: {"median": t.median, "p20": t.low, "p80": t.high} for side, t in size.times.items()},
+        "times_us": {side: _timing_dict(timing) for side, timing in size.times.items()},
         "fastest_dense": size.fastest_dense,
         "over_fastest_dense": size.gain(size.fastest_dense) if told else None,
         "over_stock": size.gain(STOCK) if told else None,
         "layers_us": {side: {**each.layers, REST: each.rest} for side, each in size.where.items()},
     }
+
+
+def _timing_dict(t: Timing) -> dict[str, object]:
+    return {"median": t.median, "p20": t.low, "p80": t.high, "fastest": t.fastest, "steady": t.steady}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ajour.planning.rows import call
 
 STOCK, COMPILED, DENSE, CONVERTED = "stock", "compiled", "dense", "converted"
 LABELS = {STOCK: "torch as it is", COMPILED: "torch.compile", DENSE: "best dense kernels", CONVERTED: "converted"}
+COMPILING = 300.0  # seconds after which no further size is compiled
 RECOMPILED = 4  # times that one function may be compiled for each size
 # what torch.compile raises without a compiler, or for a model that it can't take
 UNCOMPILED = (RuntimeError, OSError, ImportError, NotImplementedError, TypeError, subprocess.SubprocessError)
@@ -42,13 +44,16 @@ def make_sides(
 
 
 def _compile(model: nn.Module, examples: Sequence[Any], models: dict[str, nn.Module]) -> str | None:
-    """Adds the compiled model, for exactly these sizes; else why not."""
+    """Adds the compiled model, for exactly these sizes, if COMPILING seconds are enough; else why not."""
     torch.compiler.reset()  # shapes that an earlier comparison has seen count against torch's limit
     wrapped: Any = torch.compile(model, dynamic=False)
     try:
         # beyond this limit torch would run a size as it is, and say nothing
         with torch._dynamo.config.patch(recompile_limit=RECOMPILED * len(examples)):
-            for inputs in examples:
+            begin = time.monotonic()
+            for done, inputs in enumerate(examples):
+                if (spent := time.monotonic() - begin) > COMPILING:
+                    return f"after {spent:.0f} s it had compiled {done} of {len(examples)} sizes"
                 call(wrapped, inputs)
     except UNCOMPILED as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

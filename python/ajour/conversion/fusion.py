@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from ajour.conversion.activations import Folded, activation_name, has_hooks
+from ajour.conversion.reaching import reached
 from ajour.conversion.seclusion import secluded
-from ajour.conversion.source import reached, usage
+from ajour.conversion.source import usage
 from ajour.layers import is_conv1d, is_converted
 from ajour.nn.permuted import Permuted
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
-import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from types import ModuleType
 
 from torch import nn
 
-_SIZES = frozenset(("weight", "bias", "in_features", "out_features"))  # reading these of a layer does not run it
+SIZES = frozenset(("weight", "bias", "in_features", "out_features"))  # reading these of a layer does not run it
 _WALKS = frozenset(("_modules", "children", "modules", "named_children", "named_modules", "get_submodule"))
 
 
@@ -34,8 +32,6 @@ class Usage:
 _FEED_FORWARD = Usage((("linear1", "activation", "_ff_block"),))
 _KNOWN: dict[type, Usage] = {nn.TransformerEncoderLayer: _FEED_FORWARD, nn.TransformerDecoderLayer: _FEED_FORWARD}
 
-_REACHED: dict[type, frozenset[str]] = {}
-
 
 @dataclass
 class _Reading:
@@ -50,34 +46,6 @@ def usage(kind: type) -> Usage:
     if kind not in _KNOWN:
         _KNOWN[kind] = _usage(kind)
     return _KNOWN[kind]
-
-
-def reached(kind: type) -> frozenset[str]:
-    """Names that a class reads of things other than itself, such as fc1 of `self.block.fc1(x)`; sizes aside."""
-    if kind not in _REACHED:
-        _REACHED[kind] = frozenset(_reached_by(kind))
-    return _REACHED[kind]
-
-
-def _reached_by(kind: type) -> set[str]:
-    names: set[str] = set()
-    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        tree = None if base.__module__.startswith("torch.") else tree_of(base)
-        for method in ast.walk(tree) if tree is not None else ():
-            if isinstance(method, ast.FunctionDef) and method.name != "__init__":
-                names.update(_reached(method, vars(sys.modules[base.__module__])))
-    return names
-
-
-def _reached(method: ast.FunctionDef, known: Mapping[str, object]) -> Iterator[str]:
-    parents = {child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)}
-    for node in ast.walk(method):
-        if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
-            continue
-        of, parent = node.value, parents[node]
-        library = isinstance(of, ast.Name) and (of.id == "self" or isinstance(known.get(of.id), ModuleType))
-        if not library and not (isinstance(parent, ast.Attribute) and parent.attr in _SIZES):
-            yield node.attr
 
 
 @cache
@@ -135,7 +103,7 @@ def _read(method: ast.FunctionDef, reading: _Reading) -> None:
         if name is None or not isinstance(node.ctx, ast.Load):  # type: ignore[attr-defined]
             continue
         parent = parents[node]
-        if isinstance(parent, ast.Attribute) and parent.attr in _SIZES:
+        if isinstance(parent, ast.Attribute) and parent.attr in SIZES:
             continue
         reading.opaque |= name in _WALKS
         reading.uses[name] += 1

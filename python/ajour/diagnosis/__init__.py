@@ -2,6 +2,7 @@
 
 from ajour.diagnosis.diagnosing import diagnose
 from ajour.diagnosis.findings import Diagnosis, Finding
+from ajour.diagnosis.machine import version_line
 from ajour.diagnosis.packages import import_failure
 
-__all__ = ["Diagnosis", "Finding", "diagnose", "import_failure"]
+__all__ = ["Diagnosis", "Finding", "diagnose", "import_failure", "version_line"]

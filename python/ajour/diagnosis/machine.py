@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from ajour import _native
 from ajour.diagnosis.findings import Finding
+from ajour.planning.device import this_device
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def version_line() -> str:
+    """Versions and devices in one line, for `ajour --version`."""
+    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    return f"ajour {version('ajour')} · torch {torch.__version__} · {' · '.join(map(_short, devices))}"
+
+
+def _short(name: str) -> str:
+    device = this_device(name)
+    return f"{device.name} ({device.level}{f', {device.threads} threads' if device.type == 'cpu' else ''})"
 
 
 def look() -> Iterator[Finding]:
@@ -49,8 +62,9 @@ def _pages() -> Finding:
 
 def _cuda_build() -> Finding:
     if _native.HAS_CUDA:
-        configs = ", ".join(_native.native.sm90_configs) or "not built, for want of CUTLASS's headers (nvidia-cutlass)"
-        return Finding("CUDA kernels", "ok", f"built in; cuda_sm90: {configs}")
+        built = [f"{name} {', '.join(configs)}" for name, configs in _native.native.sm90_configs.items() if configs]
+        said = "; ".join(built) or "not built, for want of CUTLASS's headers (nvidia-cutlass)"
+        return Finding("CUDA kernels", "ok", f"built in; cuda_sm90: {said}")
     return Finding("CUDA kernels", "absent", "not built", "put nvcc on the PATH and reinstall ajour with AJOUR_CUDA=ON")
 
 

@@ -25,17 +25,17 @@ _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, Runtime
 def load_model(spec: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
     """The model in eval mode.
 
-    Raises UnknownModelError if there is none, FileError if it is damaged, MachineError if transformers, a package that
-    a factory needs, or the device is missing.
+    Raises UnknownModelError if there is none (as in a file of weights), FileError if it is damaged, MachineError if
+    transformers, a package that a factory needs, or the device is missing.
     """
     device = torch.device(device)
     check_device(device)
     if Path(spec).is_dir():
         model = _from_folder(Path(spec))
     elif Path(spec).is_file():
-        raise FileError(
-            f"{spec} holds weights but no model to run: `ajour inspect` takes it, with --rows also `ajour plan` and "
-            "`ajour limits`. For the rest give the folder that also holds its config.json, or "
+        raise UnknownModelError(
+            f"{spec} is a file, which holds weights but no model to run: `ajour inspect` takes it, with --rows also "
+            "`ajour plan` and `ajour limits`. For the rest give the folder that also holds its config.json, or "
             "`package.module:factory`, a callable that builds the model and loads the file"
         )
     else:

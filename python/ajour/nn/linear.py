@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ajour import huge_pages
 from ajour.formats.matrix import DTYPES, SparseMatrix
 from ajour.nn.selection import canonical_choice, select, why_not
 from ajour.nn.weight import Weight
@@ -129,6 +130,13 @@ class SparseLinear(nn.Module):
                 f"{name}: expected a bias ({n},) {matrix.dtype} on {matrix.device}, "
                 f"found {tuple(bias.shape)} {bias.dtype} on {bias.device}"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After copy.deepcopy and pickle: what kernels stream goes back on huge pages, where packing had put it."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not self.trainable:
+            for tensor in self._packed().values():
+                huge_pages.settle(tensor)
 
     def _held(self) -> dict[str, Any]:
         held: dict[str, Any] = self._parameters if self.trainable else self._buffers

@@ -10,6 +10,9 @@ from ajour.ops.functional import problem_of
 from ajour.ops.gradients import TRAINING_CONFIG
 from ajour.ops.library import LinearOp
 from ajour.ops.prepare import Choice
+from ajour.terms.errors import KernelError
+from ajour.terms.kernel import Kernel
+from ajour.terms.problem import Problem
 
 MANY = 65536  # rows that stand for "any number" when a kernel without a limit is asked whether it takes them
 
@@ -38,16 +41,18 @@ def canonical_choice(op: LinearOp, matrix: SparseMatrix, wanted: Sequence[Choice
 def why_not(op: LinearOp, matrix: SparseMatrix, activation: str, choices: Sequence[Choice]) -> str | None:
     """None if every named kernel takes this matrix at some number of its rows, else a refusal in one sentence.
 
-    A kernel that is no good at other rows says so for the planner's sake; it is right at any. Raises KernelError for a
-    kernel that the op does not have.
+    A kernel that is no good at other rows says so for the planner's sake; it is right at any. A configuration must be
+    one that this build runs: a plan may come from another. Raises KernelError for a kernel that the op does not have.
     """
     problem = problem_of(matrix, 1, activation)
     lowest = 1
-    for limit, name, _ in choices:
+    for limit, name, config in choices:
         kernel = op.kernel(name)
         refusals = [kernel.why_not(replace(problem, m=m)) for m in _between(lowest, limit or max(lowest, MANY))]
         if all(refusals):
             return f"kernel {name!r} refuses it: {refusals[0]}"
+        if refusal := _why_not_config(kernel, problem, config):
+            return f"kernel {name!r} can't run its configuration: {refusal}"
         lowest = (limit or 0) + 1
     return None
 
@@ -62,6 +67,22 @@ def select(op: LinearOp, matrix: SparseMatrix, activation: str, wanted: Sequence
     takers = [kernel for kernel in op.kernels.values() if kernel.why_not(replace(problem, m=1)) is None]
     kernel = next((kernel for kernel in takers if kernel.why_not(problem) is None), None) or op.first(problem)
     return ((None, kernel.name, kernel.configs(problem)[0]),)
+
+
+def _why_not_config(kernel: Kernel, problem: Problem, config: str) -> str | None:
+    """None for the empty one, which every kernel takes, and for what the kernel knows, at whatever number of rows."""
+    if not config:
+        return None
+    if kernel.check is not None:
+        try:
+            kernel.check(problem, config)
+        except KernelError as error:
+            return str(error)
+        return None
+    known = dict.fromkeys(c for m in _between(1, MANY) for c in kernel.configs(replace(problem, m=m)))
+    if config in known:
+        return None
+    return f"{config!r} is none of those it has here: {', '.join(filter(None, known)) or 'the default alone'}"
 
 
 def _between(lowest: int, highest: int) -> Iterator[int]:

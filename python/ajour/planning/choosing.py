@@ -41,7 +41,7 @@ class Times:
     def best_dense(self, rows: int) -> tuple[str, Timing]:
         """(kernel, time) of the fastest dense, today's own way included (as `aten`)."""
         known = {"aten": self.today[rows]} | dict(self.dense[rows])
-        return min(known.items(), key=lambda item: item[1].median)
+        return min(known.items(), key=lambda item: item[1].best)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Option:
 
 def beats(margin: float | None, mine: Timing, dense: Timing) -> bool:
     """Whether a time beats dense by the margin, and by more than the spread; None: in any case."""
-    return margin is None or (dense.median >= (1 + margin) * mine.median and differ(mine, dense))
+    return margin is None or (dense.best >= (1 + margin) * mine.worst and differ(mine, dense))
 
 
 def decide(
@@ -78,7 +78,8 @@ def decide(
     Sparse must beat the best dense by `margin` (None: the best sparse in any case). Rows that disagree need both packed
     forms within memory * dense_bytes, a kept dense copy counted; without room one form serves all rows, by the sum of
     times, if it beats dense by `margin` in sum and loses to it nowhere. Without a sparse winner, another dense kernel
-    is taken if it beats today's. Between measured rows the larger one's choice holds. `nothing` is the reason where no
+    is taken if it beats today's. Between measured rows the larger one's choice holds. An unsteady time counts by its
+    end: dense and today by the fastest turn, whatever should beat them by its p80. `nothing` is the reason where no
     sparse candidate was measured.
     """
     rows = sorted(times.today)
@@ -129,7 +130,7 @@ def _options(
 
 
 def _fastest(members: Sequence[Timed], m: int) -> Timed | None:
-    return min((t for t in members if m in t.times), key=lambda t: t.times[m].median, default=None)
+    return min((t for t in members if m in t.times), key=lambda t: t.times[m].worst, default=None)
 
 
 def _without_dense(
@@ -141,11 +142,11 @@ def _without_dense(
     won = False
     for m in rows:
         mine, (_, dense) = _fastest(members, m), times.best_dense(m)
-        if mine is None or (margin is not None and mine.times[m].median > dense.median):
+        if mine is None or (margin is not None and mine.times[m].worst > dense.best):
             return None
         picks.append((m, mine))
-        cost += mine.times[m].median
-        dense_cost += dense.median
+        cost += mine.times[m].worst
+        dense_cost += dense.best
         won |= beats(margin, mine.times[m], dense)
     if margin is not None and not (won and dense_cost >= (1 + margin) * cost):
         return None
@@ -162,10 +163,10 @@ def _beside_dense(
         mine, (name, dense) = _fastest(members, m), times.best_dense(m)
         if mine is not None and beats(margin, mine.times[m], dense):
             picks.append((m, mine))
-            cost += mine.times[m].median
+            cost += mine.times[m].worst
         else:
             picks.append((m, name))
-            cost += dense.median
+            cost += dense.best
     if not any(isinstance(pick, Timed) for _, pick in picks):
         return None
     return tuple(picks), cost
@@ -180,7 +181,8 @@ def _sparse(option: _Option, times: Times) -> Decision:
     measurements = tuple(_measurement(times, m, pick) for m, pick in option.picks)
     gain = sum(m.dense_us for m in measurements) / option.cost
     mixed = [m for m, pick in option.picks if isinstance(pick, str)]
-    reason = f"{gain:.2f}x over the best dense"
+    least = "" if all(m.steady for m in measurements) else "at least "
+    reason = f"{least}{gain:.2f}x over the best dense"
     if mixed:
         reason += f"; dense stays at {_numbers(mixed)} rows, where it is faster"
     return Decision(chosen.op, chosen.stored, merge(kernels), measurements, option.nbytes, reason)
@@ -204,9 +206,14 @@ def _why_dense(times: Times, rows: Sequence[int], dense_bytes: int, margin: floa
     for m in rows:
         mine, (name, dense) = _fastest(times.sparse, m), times.best_dense(m)
         if mine is not None:
-            verdicts.append((dense.median / mine.times[m].median, m, mine, name, beats(margin, mine.times[m], dense)))
-    gain, m, mine, name, won = max(verdicts, key=lambda v: v[0])
+            verdicts.append((dense.best / mine.times[m].worst, m, mine, name, beats(margin, mine.times[m], dense)))
+    doubtful = [v for v in verdicts if not v[-1] and not (v[2].times[v[1]].steady and times.best_dense(v[1])[1].steady)]
+    gain, m, mine, name, won = max(doubtful or verdicts, key=lambda v: v[0])
     at = f"at {m} row{'s' if m != 1 else ''}"
+    if doubtful and not gain:
+        return f"dense ({name}) never had its cores to itself {at}, so no time of it can be believed"
+    if doubtful:
+        return f"unsteady times {at}: {mine.kernel} at its slowest is {gain:.2f}x of dense ({name}) at its fastest"
     if won:
         least = min(timed.nbytes for timed in times.sparse) / max(1, dense_bytes)
         if least > memory:
@@ -226,17 +233,19 @@ def _why_dense(times: Times, rows: Sequence[int], dense_bytes: int, margin: floa
 def _measurement(times: Times, m: int, pick: Timed | str | None) -> Measurement:
     name, dense = times.best_dense(m)
     shown = pick if isinstance(pick, Timed) else _fastest(times.sparse, m)
-    spreads = [dense.spread, times.today[m].spread]
-    if shown is None:
-        return Measurement(m, _us(dense), name, _us(times.today[m]), spread=round(max(spreads), 3))
-    spreads.append(shown.times[m].spread)
+    sparse = None if shown is None else shown.times[m]
+    known = [timing for timing in (dense, times.today[m], sparse) if timing is not None]
+    unknown = min(timing.worst for timing in known)  # of a bar that never ran undisturbed: no gain comes of it
     return Measurement(
-        m, _us(dense), name, _us(times.today[m]), _us(shown.times[m]), shown.kernel, round(max(spreads), 3)
+        rows=m,
+        dense_us=round(dense.best or unknown, 3),
+        dense_kernel=name,
+        today_us=round(times.today[m].best or unknown, 3),
+        sparse_us=None if sparse is None else round(sparse.worst, 3),
+        sparse_kernel=None if shown is None else shown.kernel,
+        spread=round(max(timing.spread for timing in known), 3),
+        steady=all(timing.steady for timing in known),
     )
-
-
-def _us(timing: Timing) -> float:
-    return round(timing.median, 3)
 
 
 def merge(kernels: Sequence[RowChoice]) -> tuple[RowChoice, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from ajour.terms.pattern import Pattern
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-VERSION = 1
+VERSION = 2
 DENSE_KERNELS = ("onednn", "aten")
 
 
@@ -36,13 +36,15 @@ def serving(kernels: Iterable[RowChoice], rows: int) -> RowChoice | None:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One layer at one number of rows; times are medians in µs for one call.
+    """One layer at one number of rows; times are medians in µs for one call, or ends of unsteady times.
 
     dense_us, dense_kernel:   the best dense kernel.
     today_us:                 the layer as the user runs it now: today_us / dense_us is what a better dense brings,
                               dense_us / sparse_us what sparsity brings.
     sparse_us, sparse_kernel: the sparse kernel that was chosen, or the best one where dense was; None without any.
     spread:                   the widest (p80 - p20) / median of these times.
+    steady:                   whether all are medians. If not, the unsteady dense ones are their fastest turns and an
+                              unsteady sparse one is its p80: the least gain that the turns allow.
     """
 
     rows: int
@@ -52,6 +54,7 @@ class Measurement:
     sparse_us: float | None = None
     sparse_kernel: str | None = None
     spread: float = 0.0
+    steady: bool = field(default=True, metadata={serialization.SINCE: 2})
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Plan:
     margin: float | None = 0.05
     memory: float = 1.0
     notes: tuple[str, ...] = ()
-    untried: tuple[str, ...] = ()
+    untried: tuple[str, ...] = field(default=(), metadata={serialization.SINCE: 2})
 
     def __post_init__(self) -> None:
         names: set[str] = set()
@@ -203,7 +206,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The inverse of `to_json`; raises PlanError for a malformed text or one of a future version."""
+        """The inverse of `to_json`, of older versions too; raises PlanError for malformed text or a future version."""
         return serialization.read(cls, text, VERSION)
 
     def __str__(self) -> str:

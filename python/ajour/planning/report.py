@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ajour.planning.plan import DENSE_KERNELS, Choice, Plan
+from ajour.planning.timing import REMEDY
 
 WIDTH = 120  # of print(plan) where no terminal says otherwise
-NOISY = 0.5  # a spread worth a warning
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number: encoder.layer.0.query
 COLUMNS = ("rows", "choice", "today", "dense", "planned", "gain", "over today")
 WIDTHS = (6, 16, 10, 10, 10, 7, 10)
@@ -127,6 +127,7 @@ def _cells(choices: Sequence[Choice], place: int) -> list[Text]:
     """The line of one number of rows, in the mean over the layers."""
     first, m = choices[0], choices[0].measurements[place]
     entry = first.at(m.rows)
+    sparse = entry is not None and entry.kernel not in DENSE_KERNELS
     if entry is None:
         what = Text("as it is", style=LIGHT)
     elif entry.kernel in DENSE_KERNELS:
@@ -137,16 +138,27 @@ def _cells(choices: Sequence[Choice], place: int) -> list[Text]:
             what.append(f" as {first.stored}")
         elif first.op == "split_linear":
             what.append(" as 2:4 + rest")
-    return [Text(str(m.rows)), what, *_gains([(c, place) for c in choices], len(choices), bool(what.style == "green"))]
+    if not all(c.measurements[place].steady for c in choices):
+        what = Text.assemble(what, (" unsteady", "yellow"))
+    return [Text(str(m.rows)), what, *_gains([(c, place) for c in choices], len(choices), sparse)]
 
 
 def _gains(measured: Sequence[tuple[Choice, int]], share: int, show: bool) -> list[Text]:
     """today, dense, planned, and the gains over dense and today of some layers at one place of their measurements."""
+    today, dense, planned = sums = _sums(measured)
+    least = _at_least(measured)
+    over = Text(least + _times(dense, planned) if show else "", style="bold green" if planned < dense else "")
+    return [*(Text(_us(value / share)) for value in sums), over, Text(least + _times(today, planned))]
+
+
+def _sums(measured: Sequence[tuple[Choice, int]]) -> tuple[float, float, float]:
     pairs = [(c, c.measurements[place]) for c, place in measured]
-    today, dense = sum(m.today_us for _, m in pairs), sum(m.dense_us for _, m in pairs)
-    planned = sum(c.chosen_us(m) for c, m in pairs)
-    over = Text(_times(dense, planned) if show else "", style="bold green" if planned < dense else "")
-    return [*(Text(_us(value / share)) for value in (today, dense, planned)), over, Text(_times(today, planned))]
+    return sum(m.today_us for _, m in pairs), sum(m.dense_us for _, m in pairs), sum(c.chosen_us(m) for c, m in pairs)
+
+
+def _at_least(measured: Sequence[tuple[Choice, int]]) -> str:
+    """The sign before a gain that rests on ends of unsteady times."""
+    return "" if all(c.measurements[place].steady for c, place in measured) else "≥"
 
 
 def _totals(plan: Plan) -> Iterator[RenderableType]:
@@ -167,11 +179,8 @@ def gains(plan: Plan) -> list[tuple[str, str]]:
     """(numbers of rows, gain of all measured layers together over the best dense), as they are shown."""
     found = []
     for span, here in _by_place(plan):
-        dense, planned = (
-            sum(c.measurements[place].dense_us for c, place in here),
-            sum(c.chosen_us(c.measurements[place]) for c, place in here),
-        )
-        found.append((span, _times(dense, planned)))
+        _, dense, planned = _sums(here)
+        found.append((span, _at_least(here) + _times(dense, planned)))
     return found
 
 
@@ -202,9 +211,13 @@ def _notes(plan: Plan) -> Iterator[Text]:
 
 def warnings(plan: Plan) -> Iterator[str]:
     """What casts doubt on the times, and the plan's notes."""
-    wide = max((m.spread for c in plan.choices for m in c.measurements), default=0.0)
-    if wide > NOISY:
-        yield f"Times varied by up to {wide:.0%} (p20 to p80): this machine was not quiet."
+    measured = [m for c in plan.choices for m in c.measurements]
+    if unsteady := sum(not m.steady for m in measured):
+        yield (
+            f"{unsteady} of {_counted(len(measured), 'measurement')} unsteady, spread up to "
+            f"{max(m.spread for m in measured):.0%}: there dense counts by its fastest turn and sparse by its p80, so "
+            f"a gain is what is certain, and more may be there. To know, {REMEDY}."
+        )
     yield from _shortened(plan.notes)
 
 

@@ -12,29 +12,55 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ajour.planning.waiting import Waiting
+
 COLD = 3  # a side counts as cold when it walks through this many times the last-level cache
 COPIES_LIMIT = 512 << 20  # bytes that the copies of one side may take
 SLOT_US = 1000.0  # calls of one side are repeated until a turn lasts this long
+SHORT_US = 125.0  # and this long when times were unsteady: other programs come in between fewer of such turns
 FEWEST, MOST = 5, 15  # rounds
-RESTLESS = 0.3  # a spread from which on rounds go on, to PATIENCE times as many and as long
-PATIENCE = 2
-TRIAL = 3  # rounds after which a hopeless side is given up
+DISTURBED = 0.05  # a turn that waited this share of its time for a core does not count
+PATIENCE = 3  # times as many rounds, and as long, where turns are disturbed
+UNSTEADY = 0.5  # a p80 so far above the fastest turn is no time to believe; on a quiet machine it is seldom above 0.15
+TRIAL = 3  # calm turns after which a hopeless side is given up
 HOPELESS = 1.5
+REMEDY = "stop other programs, or give torch fewer threads than there are cores (OMP_NUM_THREADS=1), and measure again"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """µs of one call: median, p20 and p80 over the rounds."""
+    """µs of one call: median, p20 and p80 over the turns; least: of the fastest one, None where that is p20."""
 
     median: float
     low: float
     high: float
     rounds: int = MOST
+    least: float | None = None
 
     @property
     def spread(self) -> float:
         """(p80 - p20) / median."""
         return (self.high - self.low) / self.median if self.median else 0.0
+
+    @property
+    def steady(self) -> bool:
+        """Whether the median can be believed. If not, the time counts by whichever end speaks against a gain."""
+        return self.high <= (1 + UNSTEADY) * self.fastest
+
+    @property
+    def best(self) -> float:
+        """What the bar for a gain is taken to need: the median, or the fastest turn of an unsteady one; 0: unknown."""
+        return self.median if self.steady else self.fastest
+
+    @property
+    def worst(self) -> float:
+        """What the one that should gain is taken to need: the median, or the p80 of an unsteady one."""
+        return self.median if self.steady else self.high
+
+    @property
+    def fastest(self) -> float:
+        """The fastest turn that is known of."""
+        return self.low if self.least is None else self.least
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,53 +88,89 @@ def copies_needed(own: int, dense: int, model: int, cache: int) -> tuple[int, bo
 
 
 def differ(a: Timing, b: Timing) -> bool:
-    """Whether the medians differ by more than the wider of the two spreads; if not, there is "no difference"."""
-    return abs(a.median - b.median) > max(a.high - a.low, b.high - b.low)
+    """Whether the medians differ by more than the wider of the two spreads; if not, there is "no difference".
+
+    Where one is unsteady: whether even the one's slow end is faster than the other's fast end.
+    """
+    if a.steady and b.steady:
+        return abs(a.median - b.median) > max(a.high - a.low, b.high - b.low)
+    return a.high < min(b.low, b.best) or b.high < min(a.low, a.best)
 
 
 def measure(sides: Sequence[Side], timer: Timer, *, seconds: float = 0.4, give_up: bool = True) -> list[Timing]:
     """One timing for each side, from interleaved rounds whose order turns.
 
-    Runs FEWEST to MOST rounds, as many as `seconds` allow, and up to PATIENCE times that while the fastest side's times
-    spread widely. `give_up` drops a side after TRIAL rounds if its best round is HOPELESS times the worst of another
-    side; it keeps the times it has.
+    Runs FEWEST to MOST rounds, as many as `seconds` allow, and up to PATIENCE times that until each side has FEWEST
+    turns in which no thread waited for a core. Where a side is unsteady then, all are measured once more in short
+    turns, and an unsteady side gets its second timing. `give_up` drops a side after TRIAL calm turns if its best one is
+    HOPELESS times the worst of another side; it keeps the times it has.
     """
+    found = _rounds(sides, timer, SLOT_US, seconds, give_up)
+    if all(each.steady for each in found):
+        return found
+    again = _rounds(sides, timer, SHORT_US, seconds, give_up)
+    return [a if a.steady else b for a, b in zip(found, again, strict=True)]
+
+
+@dataclass
+class _Turns:
+    """µs of one call in each turn of a side; of disturbed ones also without what its threads waited."""
+
+    calm: list[float] = field(default_factory=list)
+    disturbed: list[float] = field(default_factory=list)
+    net: list[float] = field(default_factory=list)
+
+    def add(self, us: float, waited: float) -> None:
+        """waited: for a core, in µs of one call, the sum over threads."""
+        if waited <= DISTURBED * us:
+            self.calm.append(us)
+        else:
+            self.disturbed.append(us)
+            self.net.append(max(0.0, us - waited))
+
+    def timing(self) -> Timing:
+        """Over calm turns, or over all where they are too few. Without a calm one the fastest is what waiting left."""
+        counted = self.calm if len(self.calm) >= TRIAL else self.calm + self.disturbed
+        least = min(self.calm or self.net)
+        if len(counted) < 2:
+            return Timing(counted[0], counted[0], counted[0], len(counted), least)
+        fifths = quantiles(counted, n=5, method="inclusive")
+        return Timing(median(counted), fifths[0], fifths[3], len(counted), least)
+
+
+def _rounds(sides: Sequence[Side], timer: Timer, slot: float, seconds: float, give_up: bool) -> list[Timing]:
     paces = [_pace(side, timer) for side in sides]
-    counts = [max(1, math.ceil(SLOT_US / max(pace, 0.01))) for pace in paces]
-    times: list[list[float]] = [[] for _ in sides]
+    counts = [max(1, math.ceil(slot / max(pace, 0.01))) for pace in paces]
+    turns = [_Turns() for _ in sides]
     active = list(range(len(sides)))
     first, spent = 0, 0.0
-    for turn in range(MOST * PATIENCE):
-        if turn >= MOST or (turn >= FEWEST and spent > seconds * 1e6):
-            calm = min((_summary(times[i]) for i in active), key=lambda timing: timing.median).spread < RESTLESS
-            if calm or spent > PATIENCE * seconds * 1e6:
+    with Waiting() as waited:
+        for turn in range(MOST * PATIENCE):
+            fewest = min(len(turns[i].calm) for i in active)
+            patience = 1 if fewest >= FEWEST else PATIENCE
+            if turn >= MOST * patience or (turn >= FEWEST and spent > patience * seconds * 1e6):
                 break
-        if give_up and turn == TRIAL:
-            bar = HOPELESS * min(max(times[i]) for i in active)
-            active = [i for i in active if min(times[i]) <= bar]
-        for place in range(len(active)):
-            i = active[(turn + place) % len(active)]
-            lead = min(counts[i], len(sides[i].calls)) if counts[i] > 1 else 0
-            if lead:  # what this side would find in the cache, and no other side's leavings
-                timer(sides[i], first, lead)
-            first += lead
-            times[i].append(timer(sides[i], first, counts[i]))
-            first += counts[i]
-            spent += times[i][-1] * (lead + counts[i])
-    return [_summary(each) for each in times]
+            if give_up and fewest == TRIAL:
+                bar = HOPELESS * min(max(turns[i].calm) for i in active)
+                active = [i for i in active if min(turns[i].calm) <= bar]
+            for place in range(len(active)):
+                i = active[(turn + place) % len(active)]
+                lead = min(counts[i], len(sides[i].calls)) if counts[i] > 1 else 0
+                if lead:  # what this side would find in the cache, and no other side's leavings
+                    timer(sides[i], first, lead)
+                first += lead
+                before = waited()
+                us = timer(sides[i], first, counts[i])
+                turns[i].add(us, (waited() - before) / counts[i])
+                first += counts[i]
+                spent += us * (lead + counts[i])
+    return [each.timing() for each in turns]
 
 
 def _pace(side: Side, timer: Timer) -> float:
     """A first estimate in µs for one call; the very first call is thrown away."""
     once = timer(side, 0, 1)
     return min(once, timer(side, 1, 1 if once > SLOT_US else 3))
-
-
-def _summary(times: list[float]) -> Timing:
-    if len(times) < 2:
-        return Timing(times[0], times[0], times[0], len(times))
-    fifths = quantiles(times, n=5, method="inclusive")
-    return Timing(median(times), fifths[0], fifths[3], len(times))
 
 
 def cpu_timer(side: Side, first: int, count: int) -> float:

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ajour.formats.bitmap import BitmapMatrix
-from ajour.ops.dense import masked_linear
-from ajour.terms.kernel import Kernel
+from ajour.ops.reference_kernel import reference_kernel
 from ajour.terms.pattern import Pattern
-from ajour.terms.row_table import RowEntry
 
 
 def places(packed: Sequence[Tensor]) -> Tensor:
@@ -24,13 +22,8 @@ def places(packed: Sequence[Tensor]) -> Tensor:
 
 def expand(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> Tensor:
     """w: [n, k] from values and bitmaps, differentiable in the values."""
-    return _spread(packed[0], places(packed), packed[1].shape, shape)
-
-
-def _spread(values: Tensor, at: Tensor, tiles_shape: torch.Size, shape: tuple[int, int]) -> Tensor:
-    """[n, k] with values at those places of the tiles, zero elsewhere."""
-    tile_rows, tile_cols = tiles_shape
-    tiles = values.new_zeros(tile_rows * tile_cols * 64).index_copy(0, at, values)
+    tile_rows, tile_cols = packed[1].shape
+    tiles = packed[0].new_zeros(tile_rows * tile_cols * 64).index_copy(0, places(packed), packed[0])
     dense = tiles.view(tile_rows, tile_cols, 8, 8).transpose(1, 2).reshape(tile_rows * 8, tile_cols * 8)
     return dense[: shape[0], : shape[1]]
 
@@ -43,24 +36,4 @@ def collect(dw: Tensor, packed: Sequence[Tensor], pattern: Pattern) -> Tensor:
     return tiles[places(packed)]
 
 
-def _run(
-    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
-) -> Tensor:
-    shape, at = (entry.n, entry.k), places(packed)
-    every = (packed[0], torch.ones_like(at, dtype=torch.bool))
-    w, stored = (_spread(values, at, packed[1].shape, shape) for values in every)
-    return masked_linear(x, w, stored, bias, residual, activation)
-
-
-def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
-    return BitmapMatrix(dict(zip(BitmapMatrix.NAMES, packed, strict=True)), pattern, shape)
-
-
-KERNEL = Kernel(
-    name="reference",
-    packing="canonical",
-    why_not=lambda problem: None,
-    prepack=lambda matrix, config: list(matrix.tensors().values()),
-    unpack=_unpack,
-    run=_run,
-)
+KERNEL = reference_kernel(BitmapMatrix, expand)

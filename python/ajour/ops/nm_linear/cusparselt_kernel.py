@@ -65,6 +65,10 @@ def _aligned(t: Tensor) -> Tensor:
     return t.clone() if t.data_ptr() % _ALIGNED else t
 
 
+def _check(problem: Problem, config: str) -> None:
+    _algorithm(config)
+
+
 def _multiply(x: Tensor, blob: Tensor, bias: Tensor | None, algorithm: int) -> Tensor:
     """y: [m, n], contiguous; the weight is the library's left operand."""
     m = x.shape[0]
@@ -108,4 +112,5 @@ KERNEL = Kernel(
     unpack=_unpack,
     run=_run,
     configs=_configs,
+    check=_check,
 )

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ajour.formats.nm import NMMatrix
-from ajour.ops.dense import masked_linear
-from ajour.terms.kernel import Kernel
-from ajour.terms.pattern import NM, Pattern
-from ajour.terms.row_table import RowEntry
+from ajour.ops.reference_kernel import reference_kernel
+from ajour.terms.pattern import NM
 
 
 def places(packed: Sequence[Tensor], pattern: NM) -> Tensor:
@@ -33,13 +31,9 @@ def places(packed: Sequence[Tensor], pattern: NM) -> Tensor:
 
 def expand(packed: Sequence[Tensor], pattern: NM, shape: tuple[int, int]) -> Tensor:
     """w: [n, k] from values and positions, differentiable in the values."""
-    return _spread(packed[0], places(packed, pattern), pattern, shape)
-
-
-def _spread(values: Tensor, at: Tensor, pattern: NM, shape: tuple[int, int]) -> Tensor:
-    """[n, k] with values at those places, zero elsewhere."""
-    dense = values.new_zeros(shape[0], -(-shape[1] // pattern.group) * pattern.group)
-    return dense.scatter(1, at, values)[:, : shape[1]]
+    n, k = shape
+    dense = packed[0].new_zeros(n, -(-k // pattern.group) * pattern.group)
+    return dense.scatter(1, places(packed, pattern), packed[0])[:, :k]
 
 
 def collect(dw: Tensor, packed: Sequence[Tensor], pattern: NM) -> Tensor:
@@ -47,26 +41,4 @@ def collect(dw: Tensor, packed: Sequence[Tensor], pattern: NM) -> Tensor:
     return pad(dw, (0, -dw.shape[1] % pattern.group)).gather(1, places(packed, pattern))
 
 
-def _run(
-    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
-) -> Tensor:
-    assert isinstance(entry.pattern, NM)
-    shape, at = (entry.n, entry.k), places(packed, entry.pattern)
-    w, stored = (
-        _spread(values, at, entry.pattern, shape) for values in (packed[0], torch.ones_like(at, dtype=torch.bool))
-    )
-    return masked_linear(x, w, stored, bias, residual, activation)
-
-
-def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> NMMatrix:
-    return NMMatrix(dict(zip(NMMatrix.NAMES, packed, strict=True)), pattern, shape)
-
-
-KERNEL = Kernel(
-    name="reference",
-    packing="canonical",
-    why_not=lambda problem: None,
-    prepack=lambda matrix, config: list(matrix.tensors().values()),
-    unpack=_unpack,
-    run=_run,
-)
+KERNEL = reference_kernel(NMMatrix, expand)

@@ -8,6 +8,7 @@ or NaN has no scale: all its outputs are NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 from torch.nn.functional import linear
@@ -16,8 +17,8 @@ from ajour.formats.e4m3 import rounded, unround
 from ajour.formats.scaled_nm import ScaledNMMatrix
 from ajour.ops.dense import apply_activation
 from ajour.ops.nm_linear import reference as nm_reference
-from ajour.terms.kernel import Kernel
-from ajour.terms.pattern import NM, Pattern
+from ajour.ops.reference_kernel import reference_kernel
+from ajour.terms.pattern import NM
 from ajour.terms.row_table import RowEntry
 
 
@@ -35,15 +36,4 @@ def _run(
     return y if residual is None else y + residual
 
 
-def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> ScaledNMMatrix:
-    return ScaledNMMatrix(dict(zip(ScaledNMMatrix.NAMES, packed, strict=True)), pattern, shape)
-
-
-KERNEL = Kernel(
-    name="reference",
-    packing="canonical",
-    why_not=lambda problem: None,
-    prepack=lambda matrix, config: list(matrix.tensors().values()),
-    unpack=_unpack,
-    run=_run,
-)
+KERNEL = replace(reference_kernel(ScaledNMMatrix, expand), run=_run)

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ajour.formats.split import SplitMatrix
-from ajour.ops.dense import masked_linear
-from ajour.terms.kernel import Kernel
+from ajour.ops.reference_kernel import reference_kernel
 from ajour.terms.pattern import Pattern
-from ajour.terms.row_table import RowEntry
 
 
 def pair_columns(positions: Tensor, groups: int) -> Tensor:
@@ -50,23 +48,4 @@ def collect(dw: Tensor, packed: Sequence[Tensor], pattern: Pattern) -> Tensor:
     return torch.cat((pairs, tiles[rest_places(bitmaps, values.shape[0] - n * groups * 2)]))
 
 
-def _run(
-    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
-) -> Tensor:
-    shape = (entry.n, entry.k)
-    stored = expand([torch.ones_like(packed[0]), *packed[1:]], entry.pattern, shape) != 0
-    return masked_linear(x, expand(packed, entry.pattern, shape), stored, bias, residual, activation)
-
-
-def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> SplitMatrix:
-    return SplitMatrix(dict(zip(SplitMatrix.NAMES, packed, strict=True)), pattern, shape)
-
-
-KERNEL = Kernel(
-    name="reference",
-    packing="canonical",
-    why_not=lambda problem: None,
-    prepack=lambda matrix, config: list(matrix.tensors().values()),
-    unpack=_unpack,
-    run=_run,
-)
+KERNEL = reference_kernel(SplitMatrix, expand)
