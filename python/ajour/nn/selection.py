@@ -17,9 +17,19 @@ from ajour.terms.problem import Problem
 MANY = 65536  # rows that stand for "any number" when a kernel without a limit is asked whether it takes them
 
 
-def canonical_choice(op: LinearOp, matrix: SparseMatrix) -> tuple[Choice, ...]:
-    """The first kernel that reads the canonical form itself: for training, and on `meta` where nothing runs."""
+def canonical_choice(op: LinearOp, matrix: SparseMatrix, wanted: Sequence[Choice] | None = None) -> tuple[Choice, ...]:
+    """Kernels that read the canonical form itself: for training, and on `meta` where nothing runs.
+
+    `wanted` if all of these do and take the matrix, else the first one of the op's table that takes it. What a plan has
+    timed for inference is no guide here: packed values can't be trained, and few kernels read others, one on a CPU and
+    one on a GPU, which leaves their configurations to choose. A rule names these when a layer is built, once and
+    readably in `layer.kernels`; a plan that names `triton_blocks` and "forward / dx / dw" itself is obeyed instead.
+    What measuring the three would bring is not measured on a GPU.
+    """
     if matrix.device.type != "meta":
+        reads_it = wanted is not None and all(op.kernel(name).packing == "canonical" for _, name, _ in wanted)
+        if wanted and reads_it and why_not(op, matrix, "none", wanted) is None:
+            return tuple(wanted)
         problem = problem_of(matrix, MANY)
         for kernel in op.kernels.values():
             if kernel.packing == "canonical" and kernel.why_not(problem) is None:

@@ -21,7 +21,7 @@ def why_not_onednn(w: Tensor) -> str | None:
     return DENSE_LINEAR.kernel("onednn").why_not(problem)
 
 
-def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Mask, onednn: bool) -> Tensor:
+def linear_under_mask(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Mask, onednn: bool) -> Tensor:
     """y: [..., n] = x: [..., k] @ weight.T + bias; its gradient for the weight is +0.0 outside the mask."""
     y: Tensor = _Masked.apply(x, weight, bias, mask, onednn)  # type: ignore[no-untyped-call]
     return y

@@ -13,7 +13,7 @@ from ajour.planning.timing import CudaTimer, Side, cpu_timer, differ, measure
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import Block, Pattern
 from ajour.train.block_products import BlockProducts
-from ajour.train.dense_products import masked_linear, why_not_onednn
+from ajour.train.dense_products import linear_under_mask, why_not_onednn
 from ajour.train.mask import Mask
 from ajour.train.masks import check_shape
 from ajour.train.units import ENTRIES, live_units
@@ -87,7 +87,7 @@ class MaskedLinear(nn.Linear):
     def _run(self, products: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if products == BLOCKS:
             return self._block_products().linear(x, weight, bias)
-        return masked_linear(x, weight, bias, self.mask, products == ONEDNN)
+        return linear_under_mask(x, weight, bias, self.mask, products == ONEDNN)
 
     def _block_products(self) -> BlockProducts:
         """For the weight's dtype and device and these very bits, which a file may have been read into."""
