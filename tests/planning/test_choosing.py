@@ -109,6 +109,13 @@ def test_a_dense_that_never_ran_undisturbed_proves_no_gain(margin: float | None)
         assert found.reason == "dense (aten) never had its cores to itself at 8 rows, so no time of it can be believed"
 
 
+def test_an_unsteady_candidate_that_might_have_won_is_the_one_to_speak_of() -> None:
+    stalled = Timed("block_linear", B32, "quick", "", "panels", 200, {8: Timing(20, 18, 9000)})
+    found = decide(Times({8: _t(100)}, {8: {}}, (_sparse_at(8, _t(110)), stalled)), BYTES, 0.05, 1.0)
+    assert found.reason == "unsteady times at 8 rows: quick at its slowest is 0.01x of dense (aten) at its fastest"
+    assert (found.measurements[0].sparse_kernel, found.measurements[0].steady) == ("quick", False)
+
+
 def test_one_doubtful_number_of_rows_is_the_reason_though_sparse_wins_at_another() -> None:
     restless = Timing(100, 60, 200, least=60)
     times = Times({1: _t(100), 8: restless}, {1: {}, 8: {}}, (_timed({1: 20, 8: 70}),))

@@ -26,7 +26,10 @@ def plan_page(title: str, plan: Plan) -> str:
     """The HTML text; every string that comes from a model is escaped."""
     before, after = (sum(getattr(c, name) for c in plan.choices) for name in ("dense_bytes", "sparse_bytes"))
     sparse = sum(c.op not in ("", "dense_linear") for c in plan.choices)
-    tiles = [(gain, f"of all linear layers over the best dense, {rows} rows") for rows, gain in gains(plan)]
+    tiles = [
+        (gain, f"of all linear layers over the best dense, {rows} row{'s' * (rows != '1')}")
+        for rows, gain in gains(plan)
+    ]
     tiles.append((f"{sparse} of {len(plan.choices)}", "layers become sparse"))
     if before:
         tiles.append((f"{after / before:.0%}", f"of the weights: {readable_bytes(before)} → {readable_bytes(after)}"))

@@ -151,4 +151,4 @@ def read_plan(path: Path) -> Plan:
     try:
         return Plan.from_json(path.read_text(encoding="utf-8", errors="replace"))
     except PlanError as error:
-        raise PlanError(f"{path}: {error}; make a plan with: ajour plan MODEL -o {path}") from None
+        raise PlanError(f"{path}: {error}; make a plan with: ajour plan MODEL -o FILE") from None

@@ -133,6 +133,12 @@ def _fastest(members: Sequence[Timed], m: int) -> Timed | None:
     return min((t for t in members if m in t.times), key=lambda t: t.times[m].worst, default=None)
 
 
+def _to_speak_of(members: Sequence[Timed], m: int) -> Timed | None:
+    """Where none won: the one that might have, were its times steady, else the fastest."""
+    likeliest = min((t for t in members if m in t.times), key=lambda t: t.times[m].best, default=None)
+    return _fastest(members, m) if likeliest is None or likeliest.times[m].steady else likeliest
+
+
 def _without_dense(
     members: Sequence[Timed], times: Times, rows: Sequence[int], margin: float | None
 ) -> tuple[tuple[tuple[int, Timed | str], ...], float] | None:
@@ -193,7 +199,7 @@ def _dense(times: Times, rows: Sequence[int], dense_bytes: int, bar: float, reas
     for m in rows:
         name, best = times.best_dense(m)
         kernels.append(RowChoice(m, name if beats(bar, best, times.today[m]) else "aten"))
-    measurements = tuple(_measurement(times, m, _fastest(times.sparse, m)) for m in rows)
+    measurements = tuple(_measurement(times, m, _to_speak_of(times.sparse, m)) for m in rows)
     if all(entry.kernel == "aten" for entry in kernels):
         return Decision("", None, (), measurements, dense_bytes, reason)
     return Decision("dense_linear", Dense(), merge(kernels), measurements, dense_bytes, reason)
@@ -206,7 +212,9 @@ def _why_dense(times: Times, rows: Sequence[int], dense_bytes: int, margin: floa
     for m in rows:
         mine, (name, dense) = _fastest(times.sparse, m), times.best_dense(m)
         if mine is not None:
-            verdicts.append((dense.best / mine.times[m].worst, m, mine, name, beats(margin, mine.times[m], dense)))
+            won = beats(margin, mine.times[m], dense)
+            mine = mine if won else _to_speak_of(times.sparse, m) or mine
+            verdicts.append((dense.best / mine.times[m].worst, m, mine, name, won))
     doubtful = [v for v in verdicts if not v[-1] and not (v[2].times[v[1]].steady and times.best_dense(v[1])[1].steady)]
     gain, m, mine, name, won = max(doubtful or verdicts, key=lambda v: v[0])
     at = f"at {m} row{'s' if m != 1 else ''}"
