@@ -69,12 +69,7 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
         "pip install",
         '"doctor"',
         "pytest",
-        "--tool memcheck",
-        "--tool racecheck",
-        "--tool initcheck",
-        "--tool synccheck",
-    ]
-    order += [
+        "--tool",
         DECODE,
         "--only tiny,2:4",
         BLOCKS,
@@ -89,6 +84,8 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
     ]
     places = [told.index(each) for each in order]
     assert places == sorted(places)
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):  # side by side
+        assert told.index("--tool") <= told.index(f"--tool {tool}") < told.index(DECODE)
     assert "CMAKE_CUDA_ARCHITECTURES=90a-real" in told
     assert all("--commit abc" in call for call in calls if "--json" in call)
     kept = {p.name for p in (stand_ins.parent / "out").iterdir()}
