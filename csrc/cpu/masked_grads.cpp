@@ -45,13 +45,31 @@ void norms(const MaskedNorm& a) {
   });
 }
 
+// Keeps the lanes whose bit is set, of words whatever they mean.
+AJOUR_INLINE void clear_lanes(uint32_t* p, uint32_t mask) { store(p, as_words(select(as_floats(load(p)), mask))); }
+AJOUR_INLINE void clear_lanes(uint16_t* p, uint32_t mask) {
+  const Words kept = as_words(select(as_floats(widen(load_halves(p))), mask));
+  store_halves(p, __builtin_convertvector(kept, Halves));
+}
+
 template <class Word>
 void clear(const MaskedClear& a) {
+  constexpr int kWord = 64;  // entries whose bits are looked at together
   for_chunks(a.rows, a.count, [&](int64_t which, int64_t begin, int64_t entries, int64_t) {
     const UpdateRow& row = a.rows[which];
+    if (!row.bits) return;
     Word* const grad = static_cast<Word*>(row.grad);
-    for (int64_t i = begin; row.bits && i < begin + entries; i++) {
-      grad[i] = (row.bits[i / 8] >> (i % 8)) & 1 ? grad[i] : Word{0};
+    const int64_t end = begin + entries, whole = end - entries % kWord;
+    for (int64_t i = begin; i < whole; i += kWord) {
+      const uint64_t word = mask_word(row.bits, i, kWord);
+      if (!word) memset(grad + i, 0, kWord * sizeof(Word));
+      if (!word || !~word) continue;
+      AJOUR_UNROLL for (int lane = 0; lane < kWord; lane += kLanes) {
+        clear_lanes(grad + i + lane, uint32_t(word >> lane) & kAllLanes);
+      }
+    }
+    for (int64_t i = whole; i < end; i++) {
+      if (!((row.bits[i / 8] >> (i % 8)) & 1)) grad[i] = 0;
     }
   });
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ajour._native import native
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import Unstructured
-from ajour.train import MaskedAdamW, Masks, clip_grad_norm_, mask_gradients_
+from ajour.train import Mask, MaskedAdamW, Masks, clip_grad_norm_, mask_gradients_
 from masked import assert_held, small
 
 NAMES = ("portable", "avx2", "avx512", "avx512bf16")
@@ -53,6 +53,18 @@ def test_the_norm_is_that_of_kept_entries(level: str, norm_type: float, dtype: t
             p.grad.double(), counted[name] * (0.5 / (wanted + 1e-6)), rtol=2 * tolerance, atol=1e-7
         )
         assert not p.grad[counted[name] == 0].view(torch.uint8).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_is_kept_stays_bit_for_bit_and_the_rest_is_plus_zero(level: str, dtype: torch.dtype) -> None:
+    of_bits = torch.int32 if dtype == torch.float32 else torch.int16
+    for size in (1, 7, 63, 64, 65, 4096, 4171):
+        any_bits = torch.randint(-(2**15), 2**15, (size,)).to(of_bits)  # NaN with payloads, subnormals, -0.0
+        kept = torch.rand(size) < 0.4
+        kept[128:300], kept[300:600] = False, True
+        gradient = any_bits.clone().view(dtype)
+        Mask.from_dense(kept).apply_(gradient)
+        assert torch.equal(gradient.view(of_bits), torch.where(kept, any_bits, 0)), size
 
 
 def test_small_gradients_stay_bit_for_bit() -> None:

@@ -40,7 +40,9 @@ def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable:
                folded into it; a part called on its own afterwards (`model[0](x)`) includes it.
     trainable: the new layers hold values that require gradients, whatever the old weights did, and run through kernels
                that read these as they are: blocks through compiled ones or Triton's, other patterns through
-               `reference`; layers that the plan keeps dense stay what they are, and what it splits is a bitmap.
+               `reference`, which holds their zeros but saves no time: a step of 128 rows through 3072 x 768 in 2:4
+               takes 30 ms, 18 dense (Zen 5, float32). Layers that the plan keeps dense stay what they are, and what it
+               splits is a bitmap.
 
     Every swap is checked before the first one is made, and any failure leaves the model as it was, bit for bit.
     Parameters are replaced: build optimizers after converting, and don't keep a layer or a weight outside the model, as

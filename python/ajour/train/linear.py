@@ -32,8 +32,8 @@ class MaskedLinear(nn.Linear):
     "onednn" does the same by oneDNN, which is faster where torch's own linear isn't by oneDNN (float32 on AMD). None
     takes "blocks" where the pattern is Block(rows, cols), else "dense", which needn't be the fastest:
     `mask_linears(..., rows=)` measures what the layer can run. Forward and backward of 1024 rows of x, 3072 x 768
-    float32 in blocks of 32 x 32, on one thread of an AMD EPYC (Zen 5): 128 ms dense, 70 by oneDNN, 11 by blocks at
-    density 0.1, 44 at 0.5; of 32 rows 7.3, 4.4, 2.6 and 3.7. Not measured on a GPU.
+    float32 in blocks of 32 x 32, on one thread of an AMD EPYC (Zen 5): 136 ms dense, 75 by oneDNN, 16 by blocks at
+    density 0.1, 47 at 0.5; of 32 rows 6.4, 3.6, 2.0 and 6.4. Not measured on a GPU.
 
     `train.finish(model)` turns it back into the nn.Linear that plan and convert know.
 
