@@ -71,9 +71,12 @@ def _gpu_cases() -> list[Case]:
     return made
 
 
-def tiny_case() -> Case:
-    """The smallest layer at one row: what a call costs."""
-    return Case(Block(16, 16), 0.5, "balanced", (1,))
+def tiny_cases(device: str = "cpu") -> list[Case]:
+    """The smallest layer at one row: what a call costs; on a GPU one of each op, whose calls differ."""
+    made = [Case(Block(16, 16), 0.5, "balanced", (1,))]
+    if device == "cuda":
+        made += [Case(NM(2, 4), 0.5, "random", (1,)), Case(Unstructured(), 0.3, "random", (1,))]
+    return made
 
 
 def smoke_cases() -> list[Case]:

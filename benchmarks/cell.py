@@ -17,7 +17,7 @@ from ajour.planning.measuring import Built, Subject, dense_sides, sparse_side
 from ajour.planning.timing import Side, Timer, Timing, differ, measure
 from ajour.roofline.formula import Limits
 from benchmarks.cases import Case
-from benchmarks.control import control_side
+from benchmarks.control import Control
 from benchmarks.peers import FAILURES, Peer
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ class Held:
     """
 
     dense: Sequence[Tensor]
-    panels: Sequence[Tensor]
+    control: Control
     sparse: Sequence[tuple[Built, list[list[Tensor]]]]
     peers: Sequence[HeldPeer] = ()
     pack_us: dict[Candidate, float] = field(default_factory=dict)
@@ -83,8 +83,12 @@ class Cell:
                 dense.append(_compiled_side(x, held.dense))
             except FAILURES as error:
                 broken.append({**self.described("peer", "torch.compile", ""), **not_run(first_line(error))})
-        control = control_side(x, held.panels)
         oracle = Oracle.of(x, self.subject.w, None)
+        control = held.control.sides(x)
+        if control and held.control.counts:
+            reasons = self._why_out(x, held)
+            broken += [{**self.described("peer", name, ""), **not_run(said)} for name, said in reasons.items()]
+            control = [side for side in control if side.name not in reasons]
         ours: list[tuple[Built, Side, float]] = []
         for built, packs in held.sparse:
             if self.m not in built.candidate.rows:
@@ -99,21 +103,35 @@ class Cell:
                 ours.append((built, side, ratio))
         sides = [*dense, *control, *(side for _, side, _ in ours)]
         timings = measure(sides, self.timer, seconds=self.seconds, give_up=False)
-        best = min(range(len(dense)), key=lambda i: timings[i].best)
+        known = len(dense) + len(control)
+        best = min(range(known if held.control.counts else len(dense)), key=lambda i: timings[i].best)
+        controls = [timing.median for timing in timings[len(dense) : known]]
         base = {
             "dense_us": us(timings[best]),
-            "dense_kernel": dense[best].name,
+            "dense_kernel": sides[best].name,
             "today_us": us(timings[0]),
-            "control_us": us(timings[len(dense)]) if control else None,
+            "control_us": round(min(controls), 3) if controls else None,
         }
         found = []
-        for (built, _, ratio), timing in zip(ours, timings[len(dense) + len(control) :], strict=True):
+        for (built, _, ratio), timing in zip(ours, timings[known:], strict=True):
             candidate = built.candidate
             described = self.described(candidate.form.op.name, candidate.kernel, candidate.config)
             pack_us = held.pack_us.get(candidate)
             found.append({**described, **base, **self.measured(timing, timings[best], ratio), "pack_us": pack_us})
-        peers = [self._peer(each, x, dense[best], timings[best], oracle) for each in held.peers]
+        peers = [self._peer(each, x, sides[best], timings[best], oracle) for each in held.peers]
         return found + broken + peers
+
+    def _why_out(self, x: Tensor, held: Held) -> dict[str, str]:
+        """Why sides of the control do not count: they fail here, or their answer is wrong."""
+        sides = held.control.sides(x)
+        try:
+            ratios = held.control.error_ratios(x, held.dense[0])
+            for side in sides:
+                self.timer(side, 0, 1)
+        except FAILURES as error:
+            return {side.name: first_line(error) for side in sides}
+        wrong = "its answer is wrong: {:.3g}x the allowed error"
+        return {side.name: wrong.format(ratio) for side, ratio in zip(sides, ratios, strict=True) if not ratio <= 1}
 
     @property
     def _op(self) -> str:

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, the largest unknown first: gpu.sh RESULTS MINUTES [STEPS]
-# STEPS are some of: build doctor tests sanitizer decode blocks prefill crossover e4m3 training calls models tokens train
-# check counters drain. No step stops another one; what depends on a build or a card that is not there is "not run".
-# RESULTS/steps.txt says how each step ended: a step that ended well is not run again, one that ran out of time goes on
-# where it stopped, so the same command finishes what MINUTES cut off. What another commit left moves to a folder of its
-# name. The last page printed is a summary. COMMIT names the commit where .git is missing, CUTLASS its headers' folder
+# STEPS are some of: build doctor tests sanitizer decode calls blocks prefill crossover e4m3 training models tokens train
+# decode_all many_all blocks_all targets check counters drain. No step stops another one; what depends on a build or a card
+# that is not there is "not run". RESULTS/steps.txt says how each step ended: a step that ended well is not run again, one
+# that ran out of time goes on where it stopped (tests by file, layers by cell; the others begin anew), so the same command
+# finishes what MINUTES cut off. What another commit left moves to a folder of its name. The last page printed is a
+# summary. COMMIT names the commit where .git is missing, CUTLASS its headers' folder
 # where nvidia-cutlass is not installed. The card's own settings (clocks, power, MIG) are read, never changed.
 set -uo pipefail
 mkdir -p "$1" || exit 2
 results=$(cd "$1" && pwd)
 deadline=$((SECONDS + ${2:-9} * 60 - 10))  # ten seconds for the summary and whoever collects the results
-steps=${3:-build doctor tests sanitizer decode blocks prefill crossover e4m3 training models tokens train check counters}
+steps=${3:-build doctor tests sanitizer decode calls blocks prefill crossover e4m3 training models tokens train decode_all
+  many_all blocks_all targets check counters drain}
 cd "$(dirname "$0")/.." || exit 2
 log=$results/log.txt
 known=$results/steps.txt
@@ -27,7 +29,12 @@ PATH=$PATH:/usr/local/cuda/bin  # where the toolkit usually is
 export PATH
 
 left() { echo $((deadline - SECONDS)); }
-wanted() { case " $steps " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+wanted() { case " $(echo $steps) " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+# Seconds that what comes before the largest unknown must leave for it, or nine minutes would show tests alone.
+kept_for_decode() {
+  case $1 in tests | sanitizer) wanted decode && ! grep -q "^decode: done" "$known" && echo 120 && return ;; esac
+  echo 0
+}
 ended() { # name, outcome: said, and remembered in the place of what was known of the step
   echo "$1: $2" | tee -a "$log"
   { grep -v "^$1: " "$known"; echo "$1: $2"; } >"$known.part"
@@ -38,7 +45,7 @@ step() { # name, seconds at most, command...: runs it if it is wanted, possible,
   local name=$1 most=$2 budget rc began=$SECONDS
   shift 2
   wanted "$name" || return 0
-  if grep -q "^$name: done" "$known" && [ "$name" != build ]; then
+  if grep -q "^$name: done" "$known" && [ "$name" != build ] && [ "$name" != targets ]; then
     echo "$name: done before"
     return 0
   fi
@@ -50,7 +57,8 @@ step() { # name, seconds at most, command...: runs it if it is wanted, possible,
     ended "$name" "not run: the build failed"
     return 1
   fi
-  budget=$(($(left) < most ? $(left) : most))
+  budget=$(($(left) - $(kept_for_decode "$name")))
+  budget=$((budget < most ? budget : most))
   if [ "$budget" -le 5 ]; then
     ended "$name" "not run: no time left"
     failed=1
@@ -100,14 +108,16 @@ step build 300 python3 -m pip install --no-build-isolation --no-deps --force-rei
 
 step doctor 60 python3 -c 'import sys; from ajour_command.start import main; sys.argv = ["ajour", "doctor"]; main()'
 
-# -o addopts= : pytest's plugins here need not be those of the development environment
-step tests 150 python3 -m pytest -o addopts= -q --maxfail=10 tests/gpu
+step tests 300 bash tests/gpu/run.sh python3 "$results/tests.txt"
 
 step sanitizer 150 bash tests/gpu/sanitize.sh python3
 
 # torch.compile tunes itself for seconds in every cell; the first figures come without it
-measure decode 120 ops --modes graph --no-compile --no-gradients --rows 1,8,16,32,64 --only '2:4,1:4,unstructured' \
+measure decode 180 ops --modes graph --no-compile --no-gradients --rows 1,8,16,32,64 --only '2:4,1:4,unstructured' \
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
+# what a call costs the host, and what packing costs
+measure calls 30 ops --modes eager --no-compile --no-peers --no-gradients --only 'tiny,2:4' --shapes 'tiny,Llama-3-8B out' \
+  --seconds 0.1
 measure blocks 90 ops --modes graph --no-compile --no-gradients --only 'block 64x64,block 128x128,block 32x32,block 16x16' \
   --rows 64,512,2048,8192 --shapes 'MLP 4096x16384,Llama-3-8B up,Llama-3-70B up' --seconds 0.1
 measure prefill 60 ops --modes graph --no-compile --no-gradients --only 2:4 --rows 256,512,1024,2048,4096,8192 \
@@ -120,14 +130,24 @@ measure e4m3 60 ops --modes graph --no-compile --only e4m3 --rows 1,16,64,128,20
   --shapes 'Llama-3-8B,Llama-3-70B up,Qwen2.5-7B' --seconds 0.1
 measure training 40 ops --modes eager --no-compile --no-peers --only 'block 64x64 10% random' --rows 8192 \
   --shapes 'MLP 4096x16384' --seconds 0.1
-measure calls 20 ops --modes eager --no-compile --no-peers --shapes tiny
 measure models 120 models --modes graph --only 'Llama-3-8B' --no-compile
 measure tokens 120 tokens
 measure train 60 train
 
+# what the targets ask for beyond the first figures; cells that stand already are left out
+measure decode_all 600 ops --modes graph --no-compile --no-gradients --rows 1,8,16,32,64 --only '2:4,1:4,unstructured' \
+  --shapes 'Llama-3,Qwen2.5-7B' --seconds 0.1
+measure many_all 600 ops --modes graph --no-compile --no-gradients --only '2:4,e4m3' --shapes 'Llama-3,Qwen2.5-7B' \
+  --seconds 0.1
+measure blocks_all 600 ops --modes graph --no-compile --no-gradients --only block \
+  --shapes 'MLP 4096x16384,Llama-3-8B up,Llama-3-70B up' --seconds 0.1
+
+mkdir -p "$results/by_device"
+ln -sfn .. "$results/by_device/this run"
+step targets 60 sh -c 'python3 -m benchmarks check --results "$0/by_device" | tee "$0/targets.txt"' "$results"
 step check 60 python3 -m benchmarks check
 
-step counters 60 bash benchmarks/profile.sh 2:4
+step counters 150 bash benchmarks/profile.sh 2:4
 step drain 60 bash benchmarks/profile.sh 2:4 many
 
 echo

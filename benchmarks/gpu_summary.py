@@ -55,12 +55,14 @@ def figures(path: Path) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    """Prints the page."""
+    """Prints the page: how each step ended, what was measured, and how many targets that met."""
     page = [f"summary of {folder}", "steps", *(f"  {line}" for line in (folder / "steps.txt").read_text().splitlines())]
     found = sorted(folder.glob("*.json"))
     page += ["results" if found else "results: none, nothing was measured"]
     for path in found:
         page += figures(path)
+    if (judged := folder / "targets.txt").exists():
+        page += ["targets", *(f"  {line}" for line in judged.read_text().splitlines() if " met, " in line)]
     print("\n".join(page[:LINES] + (["  ..."] if len(page) > LINES else [])))  # noqa: T201, a command's output
 
 

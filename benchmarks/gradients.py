@@ -1,4 +1,8 @@
-"""Training a block-sparse layer: the gradients of x and of the weight, and a whole step, beside masked dense."""
+"""Training a block-sparse layer: the gradients of x and of the weight, and a whole step, beside masked dense.
+
+dx and dw are timed as y is, the op alone against the dense kernel alone; what torch's autograd adds to them stands in a
+column of its own, and a step goes through autograd as a model's does.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from torch.nn.functional import linear
 
 from ajour.formats.block import BlockMatrix
 from ajour.nn import BlockLinear
+from ajour.ops.block_gradients import input_gradient, value_gradient
 from ajour.ops.block_linear.reference import expand
 from ajour.planning.correctness import Oracle
 from ajour.planning.measuring import dense_sides
@@ -23,6 +28,7 @@ from benchmarks.cell import Cell, Row, us
 
 FEWEST_ROWS = 128  # training has many
 LEAST_SIDE = 16  # of a block that is trained
+AUTOGRAD = {"dx": "dx_by_autograd", "dw": "dw_by_autograd", "step": "step"}  # a product as a training loop asks for it
 MOST_LAYERS = 16  # held at once: each keeps its ys, and with many rows the weight is the smallest part
 
 
@@ -53,8 +59,9 @@ def gradient_rows(cell: Cell, dense: Sequence[Tensor], count: int) -> list[Row]:
     }
     rows = []
     for product, rivals in sides.items():
-        mine = Side("trained", [getattr(layer, product) for layer in layers])
-        timings = measure([*rivals, mine], cell.timer, seconds=cell.seconds, give_up=False)
+        ways = dict.fromkeys((product, AUTOGRAD[product]))
+        mine = [Side(way, [getattr(layer, way) for layer in layers]) for way in ways]
+        timings = measure([*rivals, *mine], cell.timer, seconds=cell.seconds, give_up=False)
         best = min(range(len(rivals)), key=lambda i: timings[i].best)
         rows.append(
             {
@@ -63,7 +70,8 @@ def gradient_rows(cell: Cell, dense: Sequence[Tensor], count: int) -> list[Row]:
                 "dense_us": us(timings[best]),
                 "dense_kernel": rivals[best].name,
                 "today_us": us(timings[0]),
-                **cell.measured(timings[-1], timings[best], ratios[product], 3 if product == "step" else 1),
+                "autograd_us": us(timings[-1]),
+                **cell.measured(timings[len(rivals)], timings[best], ratios[product], 3 if product == "step" else 1),
             }
         )
     return rows
@@ -80,6 +88,7 @@ class Layer:
     dy: Tensor
     y_of_x: Tensor
     y_of_values: Tensor
+    packed: list[Tensor]
 
     @classmethod
     def of(cls, cell: Cell, x: Tensor, dy: Tensor) -> Layer:
@@ -91,7 +100,7 @@ class Layer:
         values.requires_grad_(False)
         y_of_x = module(x)
         values.requires_grad_(True)
-        return cls(module, x, dy, y_of_x, module(x.detach()))
+        return cls(module, x, dy, y_of_x, module(x.detach()), list(module.matrix().tensors().values()))
 
     @property
     def kernel(self) -> str:
@@ -104,12 +113,22 @@ class Layer:
         values: Tensor = self.module.get_parameter("blocks")
         return values
 
+    @torch.no_grad()
     def dx(self) -> Tensor:
         """dy @ w"""
-        return grad(self.y_of_x, self.x, self.dy, retain_graph=True)[0]
+        return input_gradient(self.module.kernels, self.dy, self.packed)
 
+    @torch.no_grad()
     def dw(self) -> Tensor:
         """dy.T @ x at the live blocks."""
+        return value_gradient(self.module.kernels, self.dy, self.x, self.packed)
+
+    def dx_by_autograd(self) -> Tensor:
+        """The same, as a training loop asks for it."""
+        return grad(self.y_of_x, self.x, self.dy, retain_graph=True)[0]
+
+    def dw_by_autograd(self) -> Tensor:
+        """The same, as a training loop asks for it."""
         return grad(self.y_of_values, self.values, self.dy, retain_graph=True)[0]
 
     def step(self) -> tuple[Tensor, ...]:

@@ -21,9 +21,9 @@ from ajour.planning.measuring import Built, Subject, build, copies
 from ajour.planning.timing import COLD, COPIES_LIMIT, CudaTimer, Timer, cpu_timer
 from ajour.roofline.formula import Limits
 from ajour.roofline.measured import measured
-from benchmarks.cases import Case, pruned, tiny_case
+from benchmarks.cases import Case, pruned, tiny_cases
 from benchmarks.cell import Cell, Held, HeldPeer, Row, Work, first_line
-from benchmarks.control import panels
+from benchmarks.control import control_of
 from benchmarks.gradients import gradient_rows, trained
 from benchmarks.peers import FAILURES, Peer, held_bytes, peers_for
 from benchmarks.scaled import scaled_rows, work_of
@@ -101,7 +101,7 @@ def _count(settings: Settings, nbytes: int) -> int:
 def _shape(
     settings: Settings, name: str, shape: tuple[int, int], dtype: torch.dtype, limits: dict[str, Limits]
 ) -> Iterator[tuple[str, list[Row]]]:
-    cases = [tiny_case()] if name in TINY else settings.cases
+    cases = tiny_cases(settings.device.type) if name in TINY else settings.cases
     chosen = [case for case in cases if any(text in f"{name} {case}" for text in settings.only)]
     chosen = [case for case in chosen if not case.values or dtype in EXPONENTS]
     if not chosen:
@@ -109,7 +109,7 @@ def _shape(
     generator = torch.Generator(settings.device).manual_seed(1)
     w = torch.randn(*shape, generator=generator, device=settings.device).to(dtype)
     weights = [held[0] for held in copies([w], _count(settings, w.numel() * w.element_size()))]
-    packed = panels(weights)
+    control = control_of(weights)
     for case in chosen:
         rows = [m for m in settings.rows or case.rows if not _known(settings, name, case, dtype, m)]
         if not rows:
@@ -123,7 +123,7 @@ def _shape(
         work = Work(matrix.nbytes, matrix.values.numel())
         sparse = [(each, copies(each.packed, _count(settings, each.nbytes))) for each in built]
         peers = _peers(settings, subject.w, case) if settings.peers else []
-        held = Held(weights, packed, sparse, peers, _packing_times(subject.w, built, settings), refused)
+        held = Held(weights, control, sparse, peers, _packing_times(subject.w, built, settings), refused)
         for m in rows:
             for mode in settings.modes:
                 cell = Cell(

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Why a kernel is as fast as it is, from ncu, as CSV: profile.sh [OP-SUITE-FILTER] [few|many]
-# few: bandwidth, stall reasons and occupancy of each decode kernel of the ops suite at 1 to 64 rows.
+# few: bandwidth, stall reasons and occupancy of each decode kernel of the ops suite, the dense control beside them, at 1,
+# 16 and 64 rows: a run for each, or the first one's launches would be all that is seen.
 # many: what keeps wgmma.sp waiting at 512 to 8192 rows: pipes, shared memory, and the instructions that stall
 # (docs/kernels.md says what is expected).
 set -uo pipefail
@@ -18,6 +19,10 @@ fi
 metrics=dram__bytes_read.sum.per_second,dram__throughput.avg.pct_of_peak_sustained_elapsed
 metrics+=,lts__t_bytes.sum.per_second,l1tex__data_bank_conflicts_pipe_lsu.sum
 metrics+=,sm__inst_executed_pipe_tensor.sum,smsp__issue_active.avg.pct_of_peak_sustained_active,gpu__time_duration.sum
-exec ncu --target-processes all --kernel-name regex:stripe_linear\|gap_linear --launch-skip 20 --launch-count 40 \
-  --metrics "$metrics" --section WarpStateStats --section Occupancy --section LaunchStats --csv \
-  "${suite[@]}" --rows 1,16,64
+failed=0
+for m in 1 16 64; do
+  ncu --target-processes all --kernel-name regex:stripe_linear\|gap_linear --launch-skip 20 --launch-count 24 \
+    --metrics "$metrics" --section WarpStateStats --section Occupancy --section LaunchStats --csv \
+    "${suite[@]}" --rows "$m" || failed=$?
+done
+exit "$failed"

@@ -1,11 +1,19 @@
-# Kernels for sm_90a alone, on CUTLASS's headers: `wgmma.sp` exists nowhere else. A configuration is a dtype, a tile
-# and a cluster, <features>x<rows>x<columns>_<features>x<rows>; it is compiled for both dtypes, a source and about a
-# minute each on one core, so the default is one configuration. AJOUR_SM90_CONFIGS=ALL builds those worth comparing on
-# a card; a list of others works too.
+# Kernels for sm_90a alone, on CUTLASS's headers: `wgmma.sp` exists nowhere else. A configuration is a tile and a
+# cluster, <features>x<rows>x<columns>_<features>x<rows>; it is compiled for each dtype that its columns are for, a source
+# and about a minute each on one core, so the default is one configuration for each dtype. AJOUR_SM90_CONFIGS=ALL builds
+# those worth comparing on a card; a list of others works too. Every dtype is built by default: a model in one that was
+# left out would be slower, and its user would have to build again to learn by how much. A build that is to test the
+# compiler more than the kernels (.ci/run) leaves out float16, which differs from bfloat16 in one letter of its
+# instructions.
 set(AJOUR_CSRC "${CMAKE_CURRENT_LIST_DIR}/../csrc")
-set(AJOUR_SM90_DEFAULT 256x128x128_2x1)
-set(AJOUR_SM90_ALL ${AJOUR_SM90_DEFAULT} 128x128x128_2x1 128x256x128_2x1 128x64x128_2x1 256x128x128_1x2)
+set(AJOUR_SM90_DEFAULT 256x128x128_2x1 128x128x256_2x1)
+set(AJOUR_SM90_ALL ${AJOUR_SM90_DEFAULT} 128x128x128_2x1 128x256x128_2x1 128x64x128_2x1 256x128x128_1x2
+  128x64x256_2x1 128x32x256_2x1 128x16x256_2x1)
 set(AJOUR_SM90_CONFIGS "DEFAULT" CACHE STRING "wgmma.sp kernels: DEFAULT, ALL, or a list like 256x128x128_2x1")
+set(AJOUR_SM90_COLUMNS_bfloat16 128)
+set(AJOUR_SM90_COLUMNS_float16 128)
+set(AJOUR_SM90_COLUMNS_e4m3 256)
+set(AJOUR_SM90_DTYPES "ALL" CACHE STRING "wgmma.sp kernels: ALL, or a list of bfloat16, float16, e4m3")
 set(AJOUR_CUTLASS "" CACHE PATH "CUTLASS 4.2's include folder; empty: that of the Python package nvidia-cutlass")
 
 # The package lies in pip's temporary environment, somewhere else in every build: a copy of its headers stands still,
@@ -64,26 +72,37 @@ function(ajour_add_sm90)
   target_sources(ajour_sm90 PRIVATE ${ARGN})
 endfunction()
 
-ajour_find_cutlass(AJOUR_CUTLASS_INCLUDE)
-set(AJOUR_SM90_TABLE "")
-if(AJOUR_CUTLASS_INCLUDE)
-  ajour_add_sm90(csrc/cuda/sm90/scaled.cu)  # e4m3, one configuration
-  target_compile_definitions(_C PRIVATE AJOUR_HAS_SM90)
-  if(AJOUR_SM90_CONFIGS MATCHES "^(DEFAULT|ALL)$")
-    set(AJOUR_SM90_CONFIGS ${AJOUR_SM90_${AJOUR_SM90_CONFIGS}})
-  endif()
+# ajour_sm90_configs(<dtype>): a source and a row of the table for each configuration that is for this dtype.
+function(ajour_sm90_configs dtype)
   foreach(config IN LISTS AJOUR_SM90_CONFIGS)
     if(NOT config MATCHES "^([0-9]+)x([0-9]+)x([0-9]+)_([0-9]+)x([0-9]+)$")
       message(FATAL_ERROR "AJOUR_SM90_CONFIGS names '${config}'; expected DEFAULT, ALL, or a list like 256x128x128_2x1")
     endif()
-    string(REGEX REPLACE "[x_]" ", " numbers "${config}")
-    foreach(dtype bfloat16 float16)
-      string(COMPARE EQUAL ${dtype} bfloat16 bfloat16)
-      set(AJOUR_SM90_KERNEL "Sm90Linear<${bfloat16}, ${numbers}>")
+    if(CMAKE_MATCH_3 EQUAL AJOUR_SM90_COLUMNS_${dtype})
+      string(REGEX REPLACE "[x_]" ", " sides "${config}")
+      set(AJOUR_SM90_KERNEL "ajour::cuda::Sm90Dtype::${dtype}, ${sides}")
       configure_file(${AJOUR_CSRC}/cuda/sm90/config.cu.in sm90/${dtype}_${config}.cu @ONLY)
       ajour_add_sm90(${CMAKE_BINARY_DIR}/sm90/${dtype}_${config}.cu)
-      string(APPEND AJOUR_SM90_TABLE "    entry<${AJOUR_SM90_KERNEL}>(\"${config}\", ${bfloat16}),\n")
-    endforeach()
+      string(APPEND AJOUR_SM90_TABLE "    entry<${AJOUR_SM90_KERNEL}>(\"${config}\", \"${dtype}\"),\n")
+    endif()
+  endforeach()
+  set(AJOUR_SM90_TABLE "${AJOUR_SM90_TABLE}" PARENT_SCOPE)
+endfunction()
+
+ajour_find_cutlass(AJOUR_CUTLASS_INCLUDE)
+set(AJOUR_SM90_TABLE "")
+if(AJOUR_CUTLASS_INCLUDE)
+  if(AJOUR_SM90_CONFIGS MATCHES "^(DEFAULT|ALL)$")
+    set(AJOUR_SM90_CONFIGS ${AJOUR_SM90_${AJOUR_SM90_CONFIGS}})
+  endif()
+  if(AJOUR_SM90_DTYPES STREQUAL "ALL")
+    set(AJOUR_SM90_DTYPES bfloat16 float16 e4m3)
+  endif()
+  foreach(dtype IN LISTS AJOUR_SM90_DTYPES)
+    if(NOT DEFINED AJOUR_SM90_COLUMNS_${dtype})
+      message(FATAL_ERROR "AJOUR_SM90_DTYPES names '${dtype}'; expected ALL, or a list of bfloat16, float16, e4m3")
+    endif()
+    ajour_sm90_configs(${dtype})
   endforeach()
 else()
   message(STATUS "No CUTLASS headers: building without cuda_sm90. pip install --no-deps 'nvidia-cutlass>=4.2,<4.3'")

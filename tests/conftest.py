@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from ajour import huge_pages
+from ajour._native import native
 from ajour.planning import waiting
 
 # `with torch.device(...)` remembers torch's constructors when it is first used; those are the real ones
@@ -28,13 +29,24 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """NaN in everything that torch.empty, empty_like, empty_strided and new_empty hand out."""
+def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """NaN in everything that torch.empty, empty_like, empty_strided and new_empty, or the compiled part, hand out."""
     if "unpoisoned" not in request.keywords:  # tracing replaces these functions itself
         monkeypatch.setattr(huge_pages, "empty", _poisoned(huge_pages.empty))
         for name in ("empty", "empty_like", "empty_strided"):
             monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
         monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+        native.poison_outputs(True)
+    yield
+    native.poison_outputs(False)
+
+
+@pytest.fixture
+def kernels_in_python() -> Iterator[None]:
+    """The compiled part passes every call of an op on to Python, which looks the kernel up in the op's table."""
+    native.bypass_compiled_linear(True)
+    yield
+    native.bypass_compiled_linear(False)
 
 
 @pytest.fixture(autouse=True)

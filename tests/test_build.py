@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,26 @@ include({root}/cmake/sm90.cmake)
 """
 
 
+def configure_sm90(folder: Path, *switches: str) -> str:
+    """What cmake/sm90.cmake says on its own, for a Python without CUTLASS's package; nothing is compiled."""
+    (folder / "CMakeLists.txt").write_text(SM90.format(python=shutil.which("true"), root=ROOT))
+    cmake = Path(sys.executable).with_name("cmake")
+    command = [cmake, "-S", folder, "-B", folder / "build", "-G", "Unix Makefiles", *switches]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def headers_of(folder: Path, version: str) -> Path:
+    """A folder that holds CUTLASS's version and nothing else of it."""
+    headers = folder / "include" / "cutlass"
+    headers.mkdir(parents=True)
+    names = version.split()
+    (headers / "version.h").write_text(
+        "".join(f"#define CUTLASS_{name} {number}\n" for name, number in zip(names[::2], names[1::2], strict=True))
+    )
+    return headers.parent
+
+
 @pytest.mark.parametrize(
     ("configs", "version", "said"),
     [
@@ -164,20 +185,39 @@ include({root}/cmake/sm90.cmake)
 def test_missing_headers_and_unknown_configurations_are_named(
     tmp_path: Path, configs: str, version: str | None, said: str
 ) -> None:
-    """cmake/sm90.cmake on its own, for a Python without the package; nothing is compiled."""
-    headers = tmp_path / "include" / "cutlass"
-    headers.mkdir(parents=True)
-    if version:
-        names = version.split()
-        (headers / "version.h").write_text(
-            "".join(f"#define CUTLASS_{name} {number}\n" for name, number in zip(names[::2], names[1::2], strict=True))
-        )
-    (tmp_path / "CMakeLists.txt").write_text(SM90.format(python=shutil.which("true"), root=ROOT))
-    cmake, folder = Path(sys.executable).with_name("cmake"), "" if version is None else headers.parent
-    command = [cmake, "-S", tmp_path, "-B", tmp_path / "build", "-G", "Unix Makefiles"]
-    command += [f"-DAJOUR_SM90_CONFIGS={configs}", f"-DAJOUR_CUTLASS={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert said in " ".join((done.stdout + done.stderr).split())
+    folder = "" if version is None else headers_of(tmp_path, version) if version else tmp_path
+    assert said in configure_sm90(tmp_path, f"-DAJOUR_SM90_CONFIGS={configs}", f"-DAJOUR_CUTLASS={folder}")
+
+
+def sm90_sources(folder: Path, *switches: str) -> list[str]:
+    """The sources that a build compiles on CUTLASS's headers, each a minute of a core."""
+    said = configure_sm90(folder, f"-DAJOUR_CUTLASS={headers_of(folder, 'MAJOR 4 MINOR 2')}", *switches)
+    assert "AJOUR_SM90" not in said, said
+    return sorted(path.stem for path in folder.glob("build/sm90/*.cu"))
+
+
+def test_a_build_has_every_dtype_unless_it_is_told_which(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("default", "listed", "all", "wrong")]
+    for folder in folders:
+        folder.mkdir()
+    default = ["bfloat16_256x128x128_2x1", "e4m3_128x128x256_2x1", "float16_256x128x128_2x1"]
+    assert sm90_sources(folders[0]) == default
+    listed = ("-DAJOUR_SM90_DTYPES=float16;e4m3", "-DAJOUR_SM90_CONFIGS=128x64x128_2x1;128x128x256_1x1")
+    assert sm90_sources(folders[1], *listed) == ["e4m3_128x128x256_1x1", "float16_128x64x128_2x1"]
+    everything = sm90_sources(folders[2], "-DAJOUR_SM90_CONFIGS=ALL")
+    assert len(everything) == 14
+    assert set(default) <= set(everything)
+    switches = "-DAJOUR_SM90_DTYPES=fp16", f"-DAJOUR_CUTLASS={headers_of(folders[3], 'MAJOR 4 MINOR 2')}"
+    said = "AJOUR_SM90_DTYPES names 'fp16'; expected ALL, or a list of bfloat16, float16, e4m3"
+    assert said in configure_sm90(folders[3], *switches)
+
+
+def test_continuous_integration_compiles_two_of_them(tmp_path: Path) -> None:
+    """One of 16 bits and one of 8, whose instructions tests/sm90 reads."""
+    named = re.search(r'^export AJOUR_SM90_DTYPES="(.*)"', (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert named is not None
+    sources = sm90_sources(tmp_path, f"-DAJOUR_SM90_DTYPES={named[1]}")
+    assert [name.split("_")[0] for name in sources] == ["bfloat16", "e4m3"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=str)

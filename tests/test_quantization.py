@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ajour
+from ajour import quantization
 from ajour.formats import NMMatrix, ScaledNMMatrix
 from ajour.formats.e4m3 import rounded
 from ajour.nn import NMLinear, ScaledNMLinear
@@ -72,6 +76,65 @@ def test_every_loss_is_counted_exactly() -> None:
     )
     error = torch.tensor([1.0, 2.0**-11, 65504.0 - 57344.0, 0.125]).double()  # 17 of 32 lies between 16 and 18
     assert loss.energy == pytest.approx(float(error.square().sum() / w.double().square().sum()), rel=1e-12)
+
+
+def plain_loss(w: Tensor, matrix: ScaledNMMatrix) -> Loss:
+    """By the docstring of Loss, on all of the weight at once."""
+    exact, rounded, scales = w.double(), matrix.to_dense().double(), matrix.tensors()["scales"].double()[:, None]
+    error, live = (exact - rounded).abs(), exact != 0
+    return Loss(
+        values=int(live.sum()),
+        max_error=float(error.max()),
+        relative_error=float((error[live] / exact[live].abs()).max()),
+        energy=float(error.square().sum() / exact.square().sum()),
+        clipped=int(((exact.abs() > 464 * scales) & (rounded.abs() == 448 * scales)).sum()),
+        zeroed=int((live & (rounded == 0)).sum()),
+        dense_bytes=2 * w.numel(),
+        sparse_bytes=matrix.nbytes,
+    )
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes of a tensor that an operation made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.most = max(self.most, out.numel() * out.element_size())
+        return out
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 3000, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_is_that_of_the_plain_formula_however_many_rows_are_taken_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(quantization, "_AT_ONCE", at_once)
+    w = two_of_four(97, 100, dtype) * torch.randn(97, 1).mul(4).exp().to(dtype)
+    w[5], w[96, 0], w[90, 4] = 0, 6e4, 2.0**-10
+    matrix = ScaledNMMatrix.quantize(w)
+    found, expected = loss_of(w, matrix), plain_loss(w, matrix)
+    assert expected.zeroed
+    assert found.energy == pytest.approx(expected.energy, rel=1e-12)
+    assert replace(found, energy=expected.energy) == expected
+
+
+def test_the_loss_of_a_large_weight_is_counted_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_AT_ONCE", 4096)
+    w = two_of_four(1024, 512)
+    matrix = ScaledNMMatrix.quantize(w)
+    with Largest() as seen:
+        loss_of(w, matrix)
+    assert 0 < seen.most <= 8 * 4096
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 8), (8, 0), (4, 8)])
+def test_a_weight_without_values_loses_nothing(n: int, k: int) -> None:
+    w = torch.zeros(n, k).bfloat16()
+    loss = loss_of(w, ScaledNMMatrix.quantize(w))
+    assert (loss.values, loss.max_error, loss.relative_error, loss.energy, loss.zeroed) == (0, 0, 0, 0, 0)
 
 
 def test_the_loss_of_normal_weights_is_that_of_four_significant_bits() -> None:

@@ -22,6 +22,6 @@ void bind_training(py::module_& m);
 void bind_projection(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_sm90(py::module_& m);
-void bind_scaled(py::module_& m);
+void bind_torch_ops(py::module_& m);
 
 }  // namespace ajour::bindings

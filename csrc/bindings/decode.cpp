@@ -3,11 +3,13 @@
 #include "layout/bitmap.h"
 #include "layout/bitmap_slabs.h"
 #include "layout/decode_shape.h"
+#include "layout/dense_slabs.h"
 #include "layout/gap_rows.h"
 #include "layout/nm_slabs.h"
 #include "layout/sm80_shape.h"
 #ifdef AJOUR_HAS_CUDA
 #include "cuda/decode.h"
+#include "cuda/nm_slabs.h"
 #include "cuda/nm_sm80.h"
 #endif
 
@@ -17,6 +19,7 @@ namespace {
 // What the decode kernels read, and how they are laid over a device; without CUDA too.
 void bind_slabs(py::module_& m) {
   m.attr("DECODE_ROWS") = kDecodeMaxRows;
+  m.attr("_DENSE_SLAB_BYTES") = DenseSlabs::kSlabBytes;
   py::class_<NMSlabs>(m, "NMSlabs")
       .def(py::init(&nm_slabs))
       .def_readonly("columns", &NMSlabs::columns)
@@ -153,6 +156,18 @@ void bind_sm80(py::module_& m) {
         });
 }
 
+// Packing where the weight lies.
+void bind_device_slabs(py::module_& m) {
+  m.def("pack_nm_slabs_cuda",
+        [](const NMSlabs& layout, Address values, Address positions, Address slabs, int device, Address stream) {
+          cuda::pack_nm_slabs(layout, at(values), at<uint8_t>(positions), at<uint8_t>(slabs), device, at(stream));
+        });
+  m.def("unpack_nm_slabs_cuda",
+        [](const NMSlabs& layout, Address slabs, Address values, Address positions, int device, Address stream) {
+          cuda::unpack_nm_slabs(layout, at<uint8_t>(slabs), at(values), at<uint8_t>(positions), device, at(stream));
+        });
+}
+
 // The decode kernels; the last arguments are what ajour.ops.decode_call gives.
 void bind_products(py::module_& m) {
   m.def("device_limits", &cuda::device_limits);
@@ -168,6 +183,7 @@ void bind_products(py::module_& m) {
                             at<uint16_t>(residual),
                             at<uint16_t>(y),
                             at<uint8_t>(scratch),
+                            nullptr,
                             rows,
                             n,
                             k,
@@ -193,6 +209,12 @@ void bind_products(py::module_& m) {
                              scratch, activation),
                         bfloat16, device, at(stream));
   });
+  m.def("_dense_decode", [call](int n, int k, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride,
+                                int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
+                                int activation, int device, Address stream) {
+    cuda::dense_decode(call(shape, slabs, 0, n, k, x, x_stride, rows, bias, residual, y, scratch, activation), bfloat16,
+                       device, at(stream));
+  });
   m.def("gap_decode", [call](const GapRows& layout, Address data, Address index, Address order, const GapShape& shape,
                              Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y,
                              Address scratch, bool bfloat16, int activation, int device, Address stream) {
@@ -211,6 +233,7 @@ void bind_decode(py::module_& m) {
   bind_sm80_shape(m);
 #ifdef AJOUR_HAS_CUDA
   bind_sm80(m);
+  bind_device_slabs(m);
   bind_products(m);
 #endif
 }

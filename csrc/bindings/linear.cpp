@@ -1,4 +1,8 @@
 // The linear ops on the CPU: packed forms and products.
+#include <pybind11/stl.h>
+
+#include <memory>
+
 #include "bindings/bindings.h"
 #include "cpu/bitmap_expand.h"
 #include "cpu/bitmap_linear.h"
@@ -6,6 +10,7 @@
 #include "cpu/chunked_linear.h"
 #include "cpu/dense_panels.h"
 #include "cpu/isa.h"
+#include "cpu/linear_call.h"
 #include "cpu/nm_expand.h"
 #include "cpu/nm_linear.h"
 #include "layout/bitmap.h"
@@ -19,6 +24,9 @@
 
 namespace ajour::bindings {
 namespace {
+
+using cpu::LinearCall;
+using cpu::RunLinear;
 
 // nm_linear on the CPU: N:M panels and the products that read them.
 void bind_nm_linear(py::module_& m) {
@@ -44,14 +52,12 @@ void bind_nm_linear(py::module_& m) {
         cpu::nm_expand({layout, at(panels), at<uint8_t>(codes), at(weight)});
       },
       Unlocked());
-  m.def(
-      "nm_linear",
-      [](const NMPanels& layout, Address panels, Address codes, Address x, int64_t rows, int64_t x_stride, Address bias,
-         Address residual, Address y, int type, int activation) {
-        cpu::nm_linear({layout, at(panels), at<uint8_t>(codes), at(x), rows, x_stride, at(bias), at(residual), at(y),
-                        static_cast<cpu::FloatType>(type), activation});
-      },
-      Unlocked());
+  m.def("nm_linear", [](const NMPanels& layout, int type) -> RunLinear {
+    return [layout, type](const LinearCall& c) {
+      cpu::nm_linear({layout, c.packed[0], static_cast<const uint8_t*>(c.packed[1]), c.x, c.m, c.x_stride, c.bias,
+                      c.residual, c.y, static_cast<cpu::FloatType>(type), c.activation});
+    };
+  });
   // y = x @ w.T for a packed dense weight: a control, for benchmarks only.
   m.def(
       "_dense_panels",
@@ -80,14 +86,12 @@ void bind_block_linear(py::module_& m) {
         unpack_block_panels(read_block_panels(at<int32_t>(index), itemsize), at(values), itemsize, tensors);
       },
       Unlocked());
-  m.def(
-      "block_linear",
-      [](Address values, Address index, int dtype, Address x, int64_t m, int64_t x_stride, Address bias,
-         Address residual, int activation, Address y) {
-        const BlockPanels panels = read_block_panels(at<int32_t>(index), dtype == 0 ? 4 : 2);
-        cpu::block_linear({panels, at(values), dtype, at(x), m, x_stride, at(bias), at(residual), activation, at(y)});
-      },
-      Unlocked());
+  m.def("block_linear", [](int dtype) -> RunLinear {
+    return [dtype](const LinearCall& c) {
+      const BlockPanels panels = read_block_panels(static_cast<const int32_t*>(c.packed[1]), dtype == 0 ? 4 : 2);
+      cpu::block_linear({panels, c.packed[0], dtype, c.x, c.m, c.x_stride, c.bias, c.residual, c.activation, c.y});
+    };
+  });
 }
 
 // bitmap_linear on the CPU: bitmap rows, decoded for few rows of x or expanded for many.
@@ -105,26 +109,25 @@ void bind_bitmap_rows(py::module_& m) {
         cpu::bitmap_expand({first, last, rows.k, rows.itemsize, rows.values, rows.bits, rows.starts, at(dense)});
       },
       Unlocked());
-  m.def(
-      "bitmap_linear",
-      [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address bits,
-         Address starts, Address bias, Address residual, int activation, Address y) {
-        bool out_of_memory = false;
-        cpu::bitmap_linear({at(x), x_stride, m, n, k, dtype, at(values), at<uint64_t>(bits), at<int64_t>(starts),
-                            at(bias), at(residual), n, activation, at(y), &out_of_memory});
-        if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for a copy of ", m, " rows of x");
-      },
-      Unlocked());
+  m.def("bitmap_linear", [](int64_t n, int64_t k, int dtype) -> RunLinear {
+    return [n, k, dtype](const LinearCall& c) {
+      bool out_of_memory = false;
+      cpu::bitmap_linear({c.x, c.x_stride, c.m, n, k, dtype, c.packed[0], static_cast<const uint64_t*>(c.packed[1]),
+                          static_cast<const int64_t*>(c.packed[2]), c.bias, c.residual, n, c.activation, c.y,
+                          &out_of_memory});
+      if (out_of_memory) refuse<KernelError>("bitmap_linear: out of memory for a copy of ", c.m, " rows of x");
+    };
+  });
 }
 
-// x @ w.T for a weight in chunked rows: no bias, no residual, no activation and no y yet.
-cpu::ChunkedLinear chunked_product(Address values, Address columns, Address index, Address x, int64_t x_stride,
-                                   int64_t m, int64_t n, int64_t k, int dtype) {
-  const ChunkedRows w = read_chunked_rows(at(values), at<uint16_t>(columns), at<int64_t>(index), n, k, 0);
+// x @ w.T for a weight in chunked rows, its tensors from packed[first] on: no bias, residual, activation or y yet.
+cpu::ChunkedLinear chunked_product(const LinearCall& c, int first, int64_t n, int64_t k, int dtype) {
+  const ChunkedRows w = read_chunked_rows(c.packed[first], static_cast<uint16_t*>(c.packed[first + 1]),
+                                          static_cast<int64_t*>(c.packed[first + 2]), n, k, 0);
   cpu::ChunkedLinear product{};
-  product.x = at(x);
-  product.x_stride = x_stride;
-  product.m = m;
+  product.x = c.x;
+  product.x_stride = c.x_stride;
+  product.m = c.m;
   product.n = n;
   product.k = k;
   product.dtype = dtype;
@@ -166,39 +169,51 @@ void bind_chunked_rows(py::module_& m) {
             rows);
       },
       Unlocked());
-  m.def(
-      "chunked_linear",
-      [](Address x, int64_t x_stride, int64_t m, int64_t n, int64_t k, int dtype, Address values, Address columns,
-         Address index, Address bias, Address residual, int activation, Address y) {
-        cpu::ChunkedLinear product = chunked_product(values, columns, index, x, x_stride, m, n, k, dtype);
-        product.bias = at(bias);
-        product.residual = at(residual);
-        product.activation = activation;
-        product.y = at(y);
-        run_chunked("bitmap_linear", product);
-      },
-      Unlocked());
+  m.def("chunked_linear", [](int64_t n, int64_t k, int dtype) -> RunLinear {
+    return [n, k, dtype](const LinearCall& c) {
+      cpu::ChunkedLinear product = chunked_product(c, 0, n, k, dtype);
+      product.bias = c.bias;
+      product.residual = c.residual;
+      product.activation = c.activation;
+      product.y = c.y;
+      run_chunked("bitmap_linear", product);
+    };
+  });
 }
 
 // split_linear on the CPU: the sums of the scattered rest, unrounded, then the 2:4 part, which adds them to its own.
 void bind_split_linear(py::module_& m) {
-  m.def(
-      "split_linear",
-      [](const NMPanels& layout, Address panels, Address codes, Address values, Address columns, Address index,
-         Address x, int64_t rows, int64_t x_stride, Address bias, Address residual, Address sums, Address y, int type,
-         int activation) {
-        cpu::ChunkedLinear rest = chunked_product(values, columns, index, x, x_stride, rows, layout.n, layout.k, type);
-        rest.sums = at<float>(sums);
-        run_chunked("split_linear", rest);
-        cpu::nm_linear({layout, at(panels), at<uint8_t>(codes), at(x), rows, x_stride, at(bias), at(residual), at(y),
-                        static_cast<cpu::FloatType>(type), activation, at<float>(sums)});
-      },
-      Unlocked());
+  m.def("split_linear", [](const NMPanels& layout, int type) -> RunLinear {
+    return [layout, type](const LinearCall& c) {
+      cpu::ChunkedLinear rest = chunked_product(c, 2, layout.n, layout.k, type);
+      const bool rounded = type != cpu::kFloat32;  // y itself holds the sums of float32: read before y is written there
+      const std::unique_ptr<float[]> wide(rounded ? new float[size_t(c.m * layout.n)] : nullptr);
+      rest.sums = rounded ? wide.get() : static_cast<float*>(c.y);
+      run_chunked("split_linear", rest);
+      cpu::nm_linear({layout, c.packed[0], static_cast<const uint8_t*>(c.packed[1]), c.x, c.m, c.x_stride, c.bias,
+                      c.residual, c.y, static_cast<cpu::FloatType>(type), c.activation, rest.sums});
+    };
+  });
+}
+
+// A kernel as Python calls it, on addresses.
+void bind_call(py::module_& m) {
+  py::class_<RunLinear>(m, "LinearKernel")
+      .def(
+          "__call__",
+          [](const RunLinear& run, const std::vector<Address>& packed, Address x, int64_t rows, int64_t x_stride,
+             Address bias, Address residual, int activation, Address y) {
+            std::vector<void*> tensors;
+            for (const Address tensor : packed) tensors.push_back(at(tensor));
+            run({tensors.data(), at(x), rows, x_stride, at(bias), at(residual), activation, at(y)});
+          },
+          Unlocked());
 }
 
 }  // namespace
 
 void bind_linear(py::module_& m) {
+  bind_call(m);
   bind_nm_linear(m);
   bind_block_linear(m);
   bind_bitmap_rows(m);

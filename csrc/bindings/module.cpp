@@ -2,7 +2,6 @@
 #include "bindings/bindings.h"
 #include "cpu/isa.h"
 #include "memory/check.h"
-#include "memory/parallel.h"
 #ifdef AJOUR_HAS_CUDA
 #include "cuda/device.h"
 #endif
@@ -38,7 +37,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
   m.def("device_count", [] { return 0; });
 #endif
-  m.def("bind_thread_pool", &ajour::bind_thread_pool);
   bind_errors();
   bind_formats(m);
   bind_linear(m);
@@ -46,7 +44,7 @@ PYBIND11_MODULE(_C, m) {
   bind_projection(m);
   bind_decode(m);
   bind_sm90(m);
-  bind_scaled(m);
+  bind_torch_ops(m);
 
   m.def("cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::isa()); });
   m.def("best_cpu_isa", [] { return ajour::cpu::isa_name(ajour::cpu::best_isa()); });

@@ -1,10 +1,12 @@
-// 2:4 at many rows on Hopper: its metadata (without CUDA too), the configurations that were built, the product.
+// 2:4 at many rows on Hopper: its metadata (without CUDA too), the configurations that were built, the product; and the
+// rounding of x to e4m3 that comes before the one of 8-bit floats.
+#include <string>
+
 #include "bindings/bindings.h"
 #include "layout/sm90_metadata.h"
 #ifdef AJOUR_HAS_CUDA
-#include <pybind11/stl.h>
-
 #include "cuda/on_device.h"
+#include "cuda/round_rows.h"
 #include "cuda/sm90/kernels.h"
 #include "cuda/sm90/operands.h"
 #include "cuda/sm90_metadata.h"
@@ -41,28 +43,32 @@ void bind_products(py::module_& m) {
         [](const Sm90Metadata& layout, Address metadata, Address positions, int device, Address stream) {
           cuda::unpack_sm90_metadata(layout, at<uint8_t>(metadata), at<uint8_t>(positions), device, at(stream));
         });
+  m.def("round_rows", [](Address x, int64_t x_stride, int rows, int k, int width, bool bfloat16, Address rounded,
+                         Address scales, int device, Address stream) {
+    cuda::round_rows(at(x), x_stride, rows, k, width, bfloat16, at<uint8_t>(rounded), at<float>(scales), device,
+                     at(stream));
+  });
   using cuda::Sm90Call;
   py::class_<Sm90Call>(m, "Sm90Call")
-      .def(py::init([](int rows, int n, int k, bool stream, int swizzle, int processors) {
+      .def(py::init([](const std::string& dtype, const std::string& config, int rows, int n, int k, bool stream,
+                       int swizzle, int processors) {
         Sm90Call call{};
+        call.kernel = &cuda::sm90_kernel(config, dtype);
         call.m = rows, call.n = n, call.k = k;
         call.stream = stream, call.swizzle = swizzle, call.processors = processors;
         return call;
       }))
-      .def("scratch_bytes", [](const Sm90Call& call, const std::string& config, bool bfloat16) {
-        return cuda::sm90_kernel(config, bfloat16).scratch_bytes(call);
-      });
-  m.def("sm90_linear", [](Sm90Call call, const std::string& config, bool bfloat16, Address values, Address metadata,
-                          Address x, int64_t x_stride, Address bias, Address residual, Address y, Address scratch,
-                          int activation, int device, Address stream) {
-    call.values = at(values), call.metadata = at<uint8_t>(metadata);
-    call.x = at(x), call.x_stride = x_stride;
+      .def_property_readonly("scratch_bytes", [](const Sm90Call& call) { return call.kernel->scratch_bytes(call); });
+  m.def("sm90_linear", [](Sm90Call call, Address values, Address metadata, Address w_scales, Address x,
+                          int64_t x_stride, Address x_scales, Address bias, Address residual, Address y,
+                          Address scratch, int activation, int device, Address stream) {
+    call.values = at(values), call.metadata = at<uint8_t>(metadata), call.w_scales = at<float>(w_scales);
+    call.x = at(x), call.x_stride = x_stride, call.x_scales = at<float>(x_scales);
     call.bias = at(bias), call.residual = at(residual);
     call.y = at(y), call.scratch = at<uint8_t>(scratch), call.activation = activation;
-    cuda::check_sm90_operands({call.values, call.metadata, call.x, call.residual, call.y, call.scratch}, call.n, call.k,
-                              16, x_stride, 8);
+    cuda::check_sm90_operands(call);
     const cuda::OnDevice on(device);
-    cuda::sm90_kernel(config, bfloat16).run(call, at(stream));
+    call.kernel->run(call, at(stream));
   });
 }
 #endif
@@ -71,14 +77,20 @@ void bind_products(py::module_& m) {
 
 void bind_sm90(py::module_& m) {
   bind_metadata(m);
-  py::list configs;
+  py::dict configs;
+  for (const char* dtype : {"bfloat16", "float16", "e4m3"}) {
+    py::list names;
+#ifdef AJOUR_HAS_CUDA
+    for (const cuda::Sm90Kernel& kernel : cuda::sm90_kernels()) {
+      if (kernel.dtype == std::string(dtype)) names.append(kernel.name);
+    }
+#endif
+    configs[dtype] = py::tuple(names);  // empty where AJOUR_SM90_DTYPES left it out, or CUTLASS's headers were missing
+  }
 #ifdef AJOUR_HAS_CUDA
   bind_products(m);
-  for (const cuda::Sm90Kernel& kernel : cuda::sm90_kernels()) {
-    if (kernel.bfloat16) configs.append(kernel.name);
-  }
 #endif
-  m.attr("sm90_configs") = py::tuple(configs);  // empty where CUTLASS's headers were missing
+  m.attr("sm90_configs") = configs;
 }
 
 }  // namespace ajour::bindings

@@ -17,7 +17,8 @@ struct DecodeCall {
   const uint16_t* bias;      // or null
   const uint16_t* residual;  // or null
   uint16_t* y;
-  uint8_t* scratch;  // shape.scratch_bytes, its counters zero
+  uint8_t* scratch;    // shape.scratch_bytes: the parts of shared tiles
+  unsigned* counters;  // of their arrivals (counters.h); the launch takes them itself
   int m, n, k;
   int activation;  // as in terms/problem.py: none, relu, gelu, gelu_tanh, silu
   DecodeShape shape;
@@ -35,6 +36,8 @@ void placed_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16,
 // 2:4 for 1 to 4 rows, on CUDA cores instead of tensor cores.
 void lanes_decode(const NMSlabs& layout, const DecodeCall& call, bool bfloat16, int device, void* stream);
 void bitmap_decode(const DecodeCall& call, bool bfloat16, int device, void* stream);
+// Dense, a control for benchmarks.
+void dense_decode(const DecodeCall& call, bool bfloat16, int device, void* stream);
 // Of 1 to 4 rows: `slabs` are gap rows, whose order stands beside them; `shape` of the call is not used.
 void gap_decode(const GapRows& layout, const int32_t* order, const GapShape& shape, const DecodeCall& call,
                 bool bfloat16, int device, void* stream);

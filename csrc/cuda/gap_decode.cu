@@ -13,12 +13,10 @@ __global__ void __launch_bounds__(kGapWarps* kWarp, 3)
 }
 
 template <Float16Kind Kind, int TOKENS>
-void start(const DecodeCall& call, const GapWeight& w, int device, cudaStream_t stream) {
+void start(DecodeCall call, const GapWeight& w, int device, cudaStream_t stream) {
   const OnDevice on(device);
   allow_shared<gap_linear<Kind, TOKENS>>(device, int(w.shape.shared_bytes));
-  if (w.shape.scratch_bytes) {
-    check(cudaMemsetAsync(call.scratch, 0, size_t(GapShape::counter_bytes(w.layout)), stream), "cudaMemsetAsync");
-  }
+  if (w.shape.scratch_bytes) call.counters = counters_for(device, stream, w.layout.groups());
   const unsigned blocks = unsigned(w.shape.blocks) * unsigned(w.layout.spans);
   gap_linear<Kind, TOKENS><<<blocks, kGapWarps * kWarp, size_t(w.shape.shared_bytes), stream>>>(call, w);
   check(cudaGetLastError(), "launch of a decode kernel");

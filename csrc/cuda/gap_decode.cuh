@@ -188,16 +188,17 @@ class GapLinear {
 
   // Leaves this span's sums for the warp that comes last to the group, which gets them all, in the order of the spans.
   __device__ __forceinline__ bool add_spans(int group, int in_group, int token, float& mine) const {
-    float* parts = reinterpret_cast<float*>(call_.scratch + GapShape::counter_bytes(w_.layout));
+    float* parts = reinterpret_cast<float*>(call_.scratch);
     const int64_t stride = int64_t(w_.layout.groups()) * kGapRows * TOKENS;
     float* at = parts + (group * kGapRows + in_group) * TOKENS + token;
     if (token < TOKENS) at[span_ * stride] = mine;
     __threadfence();
     __syncwarp();
+    const unsigned others = unsigned(w_.layout.spans) - 1;
     unsigned before = 0;
-    if (lane_ == 0) before = atomicAdd(reinterpret_cast<unsigned*>(call_.scratch) + group, 1u);
+    if (lane_ == 0) before = atomicInc(call_.counters + group, others);  // the last one makes it zero again
     before = __shfl_sync(0xffffffffu, before, 0);
-    if (before + 1 != unsigned(w_.layout.spans)) return false;
+    if (before != others) return false;
     __threadfence();
     mine = 0.0f;
     if (token >= TOKENS) return true;

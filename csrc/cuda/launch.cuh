@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "cuda/counters.h"
 #include "cuda/on_device.h"
 #include "cuda/stripe_linear.cuh"
 
@@ -29,13 +30,11 @@ void allow_shared(int device, int bytes) {
 }
 
 template <class Decoder, Float16Kind Kind, int TOKENS>
-void start(const Decoder& decoder, const DecodeCall& call, int device, cudaStream_t stream) {
+void start(const Decoder& decoder, DecodeCall call, int device, cudaStream_t stream) {
   const int shared = int(call.shape.shared_bytes);
   const OnDevice on(device);
   allow_shared<stripe_linear<Decoder, Kind, TOKENS>>(device, shared);
-  if (call.shape.scratch_bytes) {
-    check(cudaMemsetAsync(call.scratch, 0, size_t(call.shape.counter_bytes()), stream), "cudaMemsetAsync");
-  }
+  if (call.shape.scratch_bytes) call.counters = counters_for(device, stream, call.shape.stripes.tiles);
   const auto kernel = &stripe_linear<Decoder, Kind, TOKENS>;
   kernel<<<unsigned(call.shape.stripes.stripes), kDecodeWarps * kWarp, size_t(shared), stream>>>(decoder, call);
   check(cudaGetLastError(), "launch of a decode kernel");

@@ -206,8 +206,8 @@ class StripeLinear {
   }
 
   __device__ __forceinline__ float* part(int stripe) const {
-    float* parts = reinterpret_cast<float*>(call_.scratch + call_.shape.counter_bytes());
-    return parts + call_.shape.stripes.place(stripe, tile_) * call_.shape.part_floats() + warp_n_ * kSlabRows * TOKENS;
+    const int64_t part = call_.shape.stripes.place(stripe, tile_) * int64_t(kWarpsN) + warp_n_;
+    return reinterpret_cast<float*>(call_.scratch) + part * (kSlabRows * TOKENS);
   }
 
   // Leaves this stripe's part of the tile for whoever arrives last; says whether that is this block.
@@ -218,8 +218,8 @@ class StripeLinear {
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-      const unsigned parts = call_.shape.stripes.last_holder(tile_) - call_.shape.stripes.first_holder(tile_) + 1;
-      *last_ = atomicAdd(reinterpret_cast<unsigned*>(call_.scratch) + tile_, 1u) + 1 == parts;
+      const unsigned others = call_.shape.stripes.last_holder(tile_) - call_.shape.stripes.first_holder(tile_);
+      *last_ = atomicInc(call_.counters + tile_, others) == others;  // which makes it zero again, for the next launch
       __threadfence();
     }
     __syncthreads();

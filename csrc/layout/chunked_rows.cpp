@@ -18,6 +18,21 @@ int count(const uint64_t* words, int64_t first, int64_t last) {
   return total;
 }
 
+// The columns of a byte's set bits, and their number: going by bytes, not bits, packs 4096x4096 with 30 % zeros in 35
+// instead of 41 ms (256 columns a chunk, float32, one thread, Zen 5).
+struct ByteColumns {
+  constexpr ByteColumns() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int bit = 0; bit < 8; ++bit) {
+        if (byte >> bit & 1) columns[byte][counts[byte]++] = uint16_t(bit * kColumnStep);
+      }
+    }
+  }
+  uint16_t columns[256][8]{};
+  uint8_t counts[256]{};
+};
+constexpr ByteColumns kByteColumns;
+
 // The words of a chunk within a row.
 struct Chunk {
   Chunk(int64_t chunk, const ChunkedRows& chunked)
@@ -57,11 +72,19 @@ struct SortedVisits {
   int64_t size = 0;  // of visits, those that a cell has
 };
 
-// Columns of the set bits of a row's chunk.
-uint16_t* write_columns(const uint64_t* words, const Chunk& chunk, uint16_t* out) {
+// Columns of the set bits of a row's chunk. Nothing is written from `end` on; before it, what follows is written later.
+uint16_t* write_columns(const uint64_t* words, const Chunk& chunk, uint16_t* out, const uint16_t* end) {
   for (int64_t j = chunk.first; j < chunk.last; ++j) {
-    for (uint64_t bits = words[j]; bits; bits &= bits - 1) {
-      *out++ = uint16_t((64 * (j - chunk.first) + __builtin_ctzll(bits)) * kColumnStep);
+    for (int shift = 0; shift < 64; shift += 8) {
+      const int byte = words[j] >> shift & 0xff;
+      const int base = int(64 * (j - chunk.first) + shift) * kColumnStep;
+      uint16_t columns[8];
+      for (int i = 0; i < 8; ++i) columns[i] = uint16_t(base + kByteColumns.columns[byte][i]);
+      if (end - out >= 8)
+        memcpy(out, columns, sizeof columns);
+      else
+        memcpy(out, columns, kByteColumns.counts[byte] * sizeof *out);
+      out += kByteColumns.counts[byte];
     }
   }
   return out;
@@ -78,10 +101,10 @@ void pack_panel(const BitmapRows& rows, const ChunkedRows& chunked, int64_t pane
     const int64_t* cell = chunked.cell(c, panel);
     std::copy_n(sorted.visits.begin(), sorted.size, chunked.visits + cell[0]);
     Word* values = static_cast<Word*>(chunked.values) + cell[1];
-    uint16_t* columns = chunked.columns + cell[1];
+    uint16_t *columns = chunked.columns + cell[1], *const end = chunked.columns + cell[3];
     for (int64_t v = 0; v < sorted.size; ++v) {
       const int64_t r = sorted.visits[size_t(v)] & 0xffff, nonzeros = sorted.visits[size_t(v)] >> 16;
-      columns = write_columns(rows.bits + (first_row + r) * row_words(rows.k), chunk, columns);
+      columns = write_columns(rows.bits + (first_row + r) * row_words(rows.k), chunk, columns, end);
       values = std::copy_n(static_cast<const Word*>(rows.values) + rows.starts[first_row + r] + taken[size_t(r)],
                            nonzeros, values);
       taken[size_t(r)] += nonzeros;

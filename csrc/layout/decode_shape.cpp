@@ -37,9 +37,7 @@ DecodeShape decode_shape(int64_t m, const SlabGrid& w, const DeviceLimits& devic
   shape.panels = int(w.panels);
   shape.slabs = int(w.slabs);
   shape.stripes = Stripes::cut(int(tiles), int(steps), device.processors * blocks);
-  if (shape.stripes.shared()) {
-    shape.scratch_bytes = shape.counter_bytes() + 2 * int64_t(shape.stripes.stripes) * shape.part_floats() * 4;
-  }
+  if (shape.stripes.shared()) shape.scratch_bytes = 2 * int64_t(shape.stripes.stripes) * shape.part_floats() * 4;
   return shape;
 }
 

@@ -36,12 +36,11 @@ struct DecodeShape {
   int64_t x_bytes;    // of one stage
   int64_t sum_bytes;  // where the warps that share panels add up, and results are finished
   int64_t shared_bytes;
-  int64_t scratch_bytes;  // in global memory: counters, then the parts of shared tiles; 0 if no tile is shared
+  int64_t scratch_bytes;  // in global memory: the parts of shared tiles; 0 if no tile is shared
 
   AJOUR_BOTH int64_t stage_bytes() const { return x_bytes + int64_t(kDecodeWarps) * room; }
   AJOUR_BOTH static int64_t barrier_bytes() { return 256; }
   AJOUR_BOTH int64_t part_floats() const { return int64_t(decode_warps_n(tokens)) * kSlabRows * tokens; }
-  AJOUR_BOTH int64_t counter_bytes() const { return ceil_div(4 * int64_t(stripes.tiles), 256) * 256; }
 };
 
 // The shape for m rows of x, with at most `blocks` blocks on a multiprocessor, as many as leave each two stages, and at

@@ -224,10 +224,7 @@ GapShape gap_shape(int64_t m, const GapRows& w, const DeviceLimits& device, int 
   const int64_t fit = std::max<int64_t>(1, device.processor_shared / (shape.shared_bytes + kReserved));
   const int64_t at_once = device.processors * std::min<int64_t>(blocks, fit) / w.spans;
   shape.blocks = int(std::max<int64_t>(1, std::min(at_once, ceil_div(w.groups(), kGapWarps))));
-  if (w.spans > 1) {
-    const int64_t parts = int64_t(w.spans) * w.groups() * kGapRows * shape.tokens;
-    shape.scratch_bytes = GapShape::counter_bytes(w) + parts * 4;
-  }
+  if (w.spans > 1) shape.scratch_bytes = int64_t(w.spans) * w.groups() * kGapRows * shape.tokens * 4;
   return shape;
 }
 

@@ -61,9 +61,8 @@ struct GapShape {
   int tokens;  // of x in a slot: 1, 2 or 4
   int blocks;
   int64_t shared_bytes;
-  int64_t scratch_bytes;  // counters, then the parts of rows; 0 for one span
+  int64_t scratch_bytes;  // the parts of rows; 0 for one span
 
-  AJOUR_BOTH static int64_t counter_bytes(const GapRows& w) { return ceil_div(4 * int64_t(w.groups()), 256) * 256; }
   AJOUR_BOTH int slot_bytes() const { return tokens <= 2 ? 4 : 8; }
 };
 

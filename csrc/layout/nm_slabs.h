@@ -29,8 +29,9 @@ struct NMSlabs {
   AJOUR_BOTH static constexpr int position_bits(int group) {
     return group == 4 ? 2 : group == 8 ? 3 : group == 16 ? 4 : 5;
   }
-  int64_t panels() const { return ceil_div(n, kSlabRows); }
-  int64_t slabs() const { return ceil_div(k, columns); }                   // of a panel
+  AJOUR_BOTH int64_t panels() const { return ceil_div(n, kSlabRows); }
+  AJOUR_BOTH int slab_entries() const { return columns / group * keep; }   // kept values of a row in a slab
+  AJOUR_BOTH int64_t slabs() const { return ceil_div(k, columns); }        // of a panel
   int64_t bytes() const { return (panels() * slabs() + 1) * slab_bytes; }  // a slab of zeros ends them
 
   // Byte offsets in a slab of what a lane reads. 2:4: 16 bytes each.

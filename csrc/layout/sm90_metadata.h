@@ -8,6 +8,9 @@
 // r + 8. The words of a tile's four times 32 columns stand side by side, so a lane reads them as 16 bytes, at
 // 256 w + 128 h + 16 r. Rows beyond n and columns beyond k hold the code of positions 0 and 1, for values that are
 // +0.0.
+//
+// That is for 16-bit values. Those of e4m3 have their canonical codes, in columns of 128: [k / 128][rows][16 bytes],
+// rows padded as here, k to the 256 columns of a tile.
 #pragma once
 #include <cstdint>
 
@@ -22,7 +25,7 @@ struct Sm90Metadata {
   // Clusters that cover n rows read none beyond a multiple of these. Blocks that CUTLASS adds to fill a swizzle stand
   // beyond it: TMA gives them zeros there, and what they compute is thrown away.
   static constexpr int kClusterRows = 512;
-  static constexpr int kScaledColumns = 256;  // columns of a tile in e4m3, whose metadata cuda/sm90/scaled.h orders
+  static constexpr int kScaledColumns = 256;  // that e4m3 is padded to
   static constexpr uint16_t kFirstTwo = 0x4444;
   int64_t n, k;  // k is a multiple of 16: cells are whole
 

@@ -1,11 +1,8 @@
-// torch's own intra-op thread pool, found in the loaded libtorch_cpu: no second pool, no torch headers, no OpenMP.
+// torch's own intra-op thread pool, through its C ABI: no second pool, no torch headers, no OpenMP.
 #pragma once
 #include <cstdint>
 
 namespace ajour {
-
-// Looks torch_parallel_for up (C ABI, torch >= 2.10); throws std::runtime_error if torch is not loaded or too old.
-void bind_thread_pool();
 
 // How many threads parallel_for may use: torch.get_num_threads().
 int64_t thread_count();

@@ -24,6 +24,7 @@ from ajour.nn import ScaledNMLinear, SparseLinear
 from ajour.terms.errors import AjourError, ConversionError
 
 WIDTH = 120
+_AT_ONCE = 1 << 20  # weights that stand in float64 at once, in whole rows: 8 MB for each of a few intermediates
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,30 @@ class Quantization:
 
 
 def loss_of(w: Tensor, matrix: ScaledNMMatrix) -> Loss:
-    """What the matrix lost of the weight w: [n, k] that it was made from."""
-    rounded = matrix.to_dense().double()
-    exact, scales = w.double(), matrix.tensors()["scales"].double().unsqueeze(1)
-    error, live = (exact - rounded).abs(), exact != 0
-    energy = float(exact.square().sum())
+    """What the matrix lost of the weight w: [n, k] that it was made from; some rows at a time, so in little memory."""
+    n, k = matrix.shape
+    values = clipped = zeroed = 0
+    max_error = relative_error = energy = lost = 0.0
+    step = max(1, _AT_ONCE // max(1, k))
+    for first in range(0, n if k else 0, step):
+        part = matrix.rows(first, min(n, first + step))
+        rounded, scales = part.to_dense().double(), part.tensors()["scales"].double().unsqueeze(1)
+        exact = w[first : first + step].double()
+        error, live = (exact - rounded).abs(), exact != 0
+        values += int(live.sum())
+        max_error = max(max_error, float(error.max()))
+        relative_error = max(relative_error, float(torch.where(live, error / exact.abs(), 0.0).max()))
+        energy += float(exact.square().sum())
+        lost += float(error.square().sum())
+        clipped += int(((exact.abs() > STILL_ROUNDS * scales) & (rounded.abs() == LARGEST * scales)).sum())
+        zeroed += int((live & (rounded == 0)).sum())
     return Loss(
-        values=int(live.sum()),
-        max_error=float(error.max()) if error.numel() else 0.0,
-        relative_error=float((error[live] / exact[live].abs()).max()) if bool(live.any()) else 0.0,
-        energy=float(error.square().sum()) / energy if energy else 0.0,
-        clipped=int(((exact.abs() > STILL_ROUNDS * scales) & (rounded.abs() == LARGEST * scales)).sum()),
-        zeroed=int((live & (rounded == 0)).sum()),
+        values=values,
+        max_error=max_error,
+        relative_error=relative_error,
+        energy=lost / energy if energy else 0.0,
+        clipped=clipped,
+        zeroed=zeroed,
         dense_bytes=w.numel() * w.element_size(),
         sparse_bytes=matrix.nbytes,
     )

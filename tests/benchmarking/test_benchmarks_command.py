@@ -118,6 +118,7 @@ def test_results_are_saved_where_they_are_committed_only_if_asked(
         assert results.read(results.place("ops", CPU).with_name(name))["rows"]
 
 
+@pytest.mark.usefixtures("kernels_in_python")
 def test_a_wrong_kernel_fails_the_command(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil_block_kernel(monkeypatch, lambda y: y + 1)
     code, out = run_command("ops", "--smoke", "--dtypes", "float32", "--only", "block")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.cases import Case, cases, pruned, tiny_case
+from benchmarks.cases import Case, cases, pruned, tiny_cases
 from benchmarks.shapes import CPU_SHAPES, GPU_SHAPES, SHAPES, SMOKE, TINY, named
 
 from ajour.detect import detect
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
 
 
-@pytest.mark.parametrize("case", [*cases(), *cases("cuda"), tiny_case()], ids=str)
+@pytest.mark.parametrize("case", [*cases(), *cases("cuda"), *tiny_cases("cuda")], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_have_the_zeros_that_their_case_names(case: Case, dtype: torch.dtype) -> None:
     size = (2048, 2048) if isinstance(case.pattern, Block) and case.pattern.rows > 32 else (512, 512)

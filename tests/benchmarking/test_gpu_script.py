@@ -23,6 +23,7 @@ case "$*" in
   *gpu_summary.py*) exec "{real}" "$@" ;;
   *"{fails}"*) echo broken; exit 1 ;;
   *"{hangs}"*) sleep 60 ;;
+  *"check --results"*) echo "1 met, 2 missed, 3 not measured" ;;
   *"--json "*) echo '{{"rows": [{row}]}}' >"$(echo "$*" | sed 's/.*--json \\([^ ]*\\).*/\\1/')" ;;
 esac
 """
@@ -68,38 +69,42 @@ def test_it_builds_tests_sanitizes_and_measures_in_that_order(stand_ins: Path) -
         "pip install",
         '"doctor"',
         "pytest",
-        "--tool memcheck",
-        "--tool racecheck",
-        "--tool initcheck",
-        "--tool synccheck",
-    ]
-    order += [
+        "--tool",
         DECODE,
+        "--only tiny,2:4",
         BLOCKS,
         "--rows 256,512",
         "/models.json",
         "/tokens.json",
         "/train.json",
-        "benchmarks check",
+        "--only 2:4,e4m3",
+        "benchmarks check --results",
         "ncu",
         "gpu_summary.py",
     ]
     places = [told.index(each) for each in order]
     assert places == sorted(places)
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):  # side by side
+        assert told.index("--tool") <= told.index(f"--tool {tool}") < told.index(DECODE)
     assert "CMAKE_CUDA_ARCHITECTURES=90a-real" in told
     assert all("--commit abc" in call for call in calls if "--json" in call)
     kept = {p.name for p in (stand_ins.parent / "out").iterdir()}
-    assert kept == {"log.txt", "steps.txt", "ops.json", "models.json", "tokens.json", "train.json"}
+    kept.remove("by_device")  # where the check finds what was measured
+    assert kept == {
+        "log.txt", "steps.txt", "tests.txt", "targets.txt", "ops.json", "models.json", "tokens.json", "train.json",
+    }  # fmt: skip
 
 
 def test_the_summary_comes_last_and_fits_a_page(stand_ins: Path) -> None:
     done, _ = _run(stand_ins, "9")
     page = done.stdout[done.stdout.index("summary of ") :].splitlines()
     assert len(page) <= 71
-    assert [line.split(":")[0].strip() for line in page[3:18]] == [
-        "build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "crossover", "e4m3", "training",
-        "models", "tokens", "train", "check", "counters",
+    assert [line.split(":")[0].strip() for line in page[3:24]] == [
+        "build", "doctor", "tests", "sanitizer", "decode", "calls", "blocks", "prefill", "crossover", "e4m3",
+        "training", "models", "tokens", "train", "decode_all", "many_all", "blocks_all", "targets", "check",
+        "counters", "drain",
     ]  # fmt: skip
+    assert page[-1] == "  1 met, 2 missed, 3 not measured"
     assert any(line.startswith("  ops.json: 1 rows, 0 wrong") for line in page)
     assert "    2:4 50%  8: 1.50x 80%  (cuda_decode)" in page
 
@@ -115,6 +120,7 @@ def test_the_next_run_goes_on_with_what_is_missing(stand_ins: Path) -> None:
     assert sum("--json" in call for call in calls) == 1
     assert any("/models.json --continue" in call for call in calls)
     assert any("pip install" in call for call in calls), "a machine may be another one: it is built for anew"
+    assert any("check --results" in call for call in calls), "more was measured: it is judged anew"
 
 
 def test_what_another_commit_left_is_set_aside(stand_ins: Path) -> None:
@@ -159,6 +165,19 @@ def test_steps_can_be_picked(stand_ins: Path) -> None:
     assert sum("--json" in call for call in calls) == 2
 
 
+def test_tests_that_passed_are_not_run_again_and_leave_time_for_the_first_figures(stand_ins: Path) -> None:
+    _command(stand_ins / "python3", _python(fails="tests/gpu/test_sm90.py"))
+    done, calls = _run(stand_ins, "9", "tests")
+    assert done.returncode == 1
+    assert sum("-m pytest" in call for call in calls) == len(list((ROOT / "tests" / "gpu").glob("test_*.py")))
+    (stand_ins.parent / "calls").unlink()
+    done, calls = _run(stand_ins, "9", "tests")
+    assert [call.split()[-1] for call in calls if "-m pytest" in call] == ["tests/gpu/test_sm90.py"]
+    done, calls = _run(stand_ins, "2", "sanitizer decode")  # 110 seconds, of which 120 are the benchmark's
+    assert "sanitizer: not run: no time left" in done.stdout
+    assert "decode: done in" in done.stdout
+
+
 def test_the_crossover_is_measured_on_every_configuration(stand_ins: Path) -> None:
     done, calls = _run(stand_ins, "9", "build crossover drain", CUTLASS="/somewhere/include")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -193,7 +212,7 @@ def test_without_a_card_every_step_that_needs_one_is_not_run(stand_ins: Path) ->
     assert "no GPU here" in done.stdout
     needing = ["build", "doctor", "tests", "sanitizer", "decode", "blocks", "prefill", "e4m3", "models", "tokens"]
     page = done.stdout[done.stdout.index("summary of ") :].splitlines()
-    for name in [*needing, "train", "counters"]:
+    for name in [*needing, "train", "decode_all", "targets", "counters", "drain"]:
         assert f"  {name}: not run: this machine has no GPU" in page
     assert any(line.startswith("  check: done") for line in page), "it reads what is committed"
     assert "results: none, nothing was measured" in page

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import ops
-from benchmarks.cases import tiny_case
+from benchmarks.cases import tiny_cases
 from benchmarks.cell import Cell, Work
-from benchmarks.control import control_side, panels
+from benchmarks.control import Control, control_of
 from benchmarks.shapes import SMOKE, TINY
 from suites import settings, spoil_block_kernel, told
+from torch.nn.functional import linear
 from triton.errors import TritonError
 
 from ajour.ops import BLOCK_LINEAR
@@ -30,14 +31,14 @@ PROMISED = {
 
 def test_the_smallest_layer_shows_what_a_call_costs(clock: None) -> None:
     rows = [row for _, found in ops.run(settings(shapes=TINY, peers=False)) for row in found]
-    assert {(row["shape"], row["m"], row["pattern"]) for row in rows} == {("tiny", 1, str(tiny_case().pattern))}
+    assert {(row["shape"], row["m"], row["pattern"]) for row in rows} == {("tiny", 1, str(tiny_cases()[0].pattern))}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("m", [1, 4, 8])
 def test_the_control_is_right(m: int, dtype: torch.dtype) -> None:
     x, w = torch.randn(m, 96).to(dtype), torch.randn(64, 96).to(dtype)
-    (side,) = control_side(x, panels([w]))
+    (side,) = control_of([w]).sides(x)
     y = side.calls[0]()
     assert isinstance(y, torch.Tensor)
     assert Oracle.of(x, w, None).error_ratio(y) <= 1
@@ -45,8 +46,25 @@ def test_the_control_is_right(m: int, dtype: torch.dtype) -> None:
 
 def test_the_control_is_for_few_rows_on_a_cpu() -> None:
     w = torch.randn(64, 96)
-    assert control_side(torch.randn(9, 96), panels([w])) == []
-    assert panels([torch.randn(65, 96)]) == panels([torch.randn(64, 95)]) == panels([w.half()]) == []
+    assert control_of([w]).sides(torch.randn(9, 96)) == []
+    for other in (torch.randn(65, 96), torch.randn(64, 95), w.half()):
+        assert control_of([other]).sides(torch.randn(1, other.shape[1])) == []
+
+
+@pytest.mark.parametrize(("off", "best", "speedup"), [(1.0, "packed dense", 1.0), (1.01, "onednn", 2.5)])
+def test_a_control_that_counts_is_a_dense_kernel_if_it_is_right(
+    off: float, best: str, speedup: float, clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = (("packed dense", lambda x, w: linear(x, w) * off),)
+    monkeypatch.setattr(ops, "control_of", lambda weights: Control(weights, kernels, most_rows=16, counts=True))
+    found = [row for _, rows in ops.run(settings(peers=False, rows=[16, 128])) for row in rows]
+    few = [row for row in found if row["op"] != "peer" and row["m"] == 16]
+    assert {(row["dense_kernel"], row["speedup"]) for row in few} == {(best, speedup)}
+    assert {row["control_us"] for row in few} == {40.0 if off == 1 else None}
+    assert all(row["dense_kernel"] == "onednn" and not row["control_us"] for row in found if row["m"] == 128)
+    wrong = [row for row in found if row["op"] == "peer" and row["kernel"] == "packed dense"]
+    assert len(wrong) == (off != 1)
+    assert all("its answer is wrong" in row["reason"] for row in wrong)
 
 
 def test_the_limit_is_an_empty_call_and_the_slower_of_bytes_and_products() -> None:
@@ -83,6 +101,7 @@ def test_each_row_says_what_was_measured(clock: None) -> None:
         assert row["limit_us"] == pytest.approx(row["limit_fraction"] * 40, abs=0.03)
 
 
+@pytest.mark.usefixtures("kernels_in_python")
 @pytest.mark.parametrize("spoil", [lambda y: y * 1.01, lambda y: y * float("nan")], ids=["scaled", "nan"])
 def test_a_wrong_kernel_has_no_speedup(
     clock: None, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], torch.Tensor]
@@ -93,6 +112,7 @@ def test_a_wrong_kernel_has_no_speedup(
     assert all(row["speedup"] is None and row["error_ratio"] > 1 for row in found)
 
 
+@pytest.mark.usefixtures("kernels_in_python")
 def test_a_failing_kernel_has_a_row_with_its_reason_and_stops_nothing(
     clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +191,7 @@ def test_rows_can_be_asked_for_and_threads_are_given_back(clock: None) -> None:
 
 
 def test_of_unsteady_times_only_the_certain_gain_is_a_result() -> None:
-    case = tiny_case()
+    (case,) = tiny_cases()
     cell = Cell(
         Subject("tiny", torch.randn(64, 96), None), case, Work(100, 100), 1, "eager", Limits(1.0, 1.0, 1.0), told, 0.1
     )

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from benchmarks.control import slabs as dense_slabs
 from torch import Tensor
 
+from ajour._native import native
 from ajour.formats import BitmapMatrix, NMMatrix
 from ajour.ops.bitmap_linear import decode_kernel as bitmap_kernel
 from ajour.ops.bitmap_linear import gap_kernel
@@ -20,18 +22,26 @@ from ajour.terms.pattern import NM
 from ajour.terms.problem import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYOUTS = ("layout/decode_shape.cpp", "layout/gap_rows.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")
+LAYOUTS = (
+    "layout/decode_shape.cpp",
+    "layout/gap_rows.cpp",
+    "layout/nm_slabs.cpp",
+    "memory/parallel.cpp",
+    "torch_abi/functions.cpp",
+)
 SOURCES = [
     *(ROOT / "tests" / "emulator" / name for name in ("decode.cpp", "block.cpp")),
     *(ROOT / "csrc" / name for name in LAYOUTS),
 ]
-KINDS = ("nm", "bitmap", "lanes", "gaps")  # as in tests/emulator/decode.cpp
+KINDS = ("nm", "bitmap", "lanes", "gaps", "dense")  # as in tests/emulator/decode.cpp
 FLAGS = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-ldl"]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """The device that is emulated, and how a kernel is laid over it. bulk: copies as on sm_90, else as on sm_80."""
+    """The device that is emulated, and how a kernel is laid over it. bulk: copies as on sm_90, else as on sm_80;
+    launches: one after the other with the same counters, which must all give the same bits.
+    """
 
     bulk: bool = True
     processors: int = 2
@@ -40,6 +50,7 @@ class Launch:
     stages: int = 3
     seed: int = 0
     x_offset: int = 0  # elements by which x is off a multiple of 16 bytes
+    launches: int = 1
 
 
 def build(folder: Path) -> Path:
@@ -54,7 +65,7 @@ def build(folder: Path) -> Path:
 def decode(
     program: Path,
     folder: Path,
-    matrix: NMMatrix | BitmapMatrix,
+    matrix: NMMatrix | BitmapMatrix | Tensor,
     x: Tensor,
     launch: Launch,
     bias: Tensor | None = None,
@@ -64,20 +75,25 @@ def decode(
 ) -> tuple[Tensor, str]:
     """y: [m, n] = activation(x: [m, k] @ matrix.T + bias) + residual as emulated, and what the emulator said.
 
-    kernel: "lanes" (2:4 without tensor cores), "gaps" (of a bitmap), or the one on tensor cores.
+    kernel: "lanes" (2:4 without tensor cores), "gaps" (of a bitmap), or the one on tensor cores; a dense matrix has the
+    control alone.
     """
     (n, k), m = matrix.shape, x.shape[0]
-    kind = KINDS.index(kernel) if kernel else int(isinstance(matrix, BitmapMatrix))
-    packed = (nm_kernel, bitmap_kernel, nm_kernel, gap_kernel)[kind].KERNEL.prepack(matrix, "")
-    pattern = matrix.pattern if isinstance(matrix.pattern, NM) else NM(1, 4)
+    if isinstance(matrix, Tensor):
+        kind, pattern, packed = KINDS.index("dense"), NM(1, 4), [dense_slabs(matrix)]
+    else:
+        kind = KINDS.index(kernel) if kernel else int(isinstance(matrix, BitmapMatrix))
+        packed = (nm_kernel, bitmap_kernel, nm_kernel, gap_kernel)[kind].KERNEL.prepack(matrix, "")
+        pattern = matrix.pattern if isinstance(matrix.pattern, NM) else NM(1, 4)
     none = torch.empty(0, dtype=torch.int32)
     index, order = packed[1] if len(packed) > 1 else none, packed[2] if kernel == "gaps" else none
-    room = packed[2].numel() if len(packed) > 2 else slabs.layout_of(pattern, n, k).slab_bytes
+    slab_bytes = native._DENSE_SLAB_BYTES if KINDS[kind] == "dense" else slabs.layout_of(pattern, n, k).slab_bytes
+    room = packed[2].numel() if len(packed) > 2 else slab_bytes
     values = (
         kind, m, n, k, pattern.keep, pattern.group, int(x.dtype == torch.bfloat16),
         ACTIVATIONS.index(activation), int(launch.bulk), launch.processors, launch.shared, launch.blocks, launch.stages,
         launch.seed, x.stride(0), packed[0].nbytes, index.numel(), room, int(bias is not None),
-        int(residual is not None), launch.x_offset, order.numel(),
+        int(residual is not None), launch.x_offset, order.numel(), launch.launches,
     )  # fmt: skip
     strided = torch.as_strided(x, ((m - 1) * x.stride(0) + k,), (1,))
     tensors = [packed[0], index, order, strided, *(t for t in (bias, residual) if t is not None)]

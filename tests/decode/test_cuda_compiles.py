@@ -12,7 +12,9 @@ from compiled import kernels, opcodes
 ARCHITECTURES = ("sm_80", "sm_90")
 KINDS = 2  # bfloat16 and float16
 # instances for each kind: tiles of 8 to 64 rows, straight code for three patterns up to 32 rows; or 1, 2 and 4 rows
-DECODERS = {"SparseMma": 4, "PlacedValues": 4 * 4 + 3 * 3, "BitmapDecoder": 4, "SparseLanes": 3, "gap_linear": 3}
+DECODERS = {
+    "SparseMma": 4, "PlacedValues": 4 * 4 + 3 * 3, "BitmapDecoder": 4, "DenseMma": 4, "SparseLanes": 3, "gap_linear": 3,
+}  # fmt: skip
 ON_CUDA_CORES = ("SparseLanes", "gap_linear")
 DECODE = "stripe_linear|gap_linear"
 

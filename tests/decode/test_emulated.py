@@ -69,7 +69,7 @@ def test_kernels_for_few_rows_are_within_the_error_rule(kernel: str, emulator: P
 def test_kernels_for_few_rows_give_the_same_bits_in_any_order(kernel: str, emulator: Path, tmp_path: Path) -> None:
     pattern = few_rows(kernel)
     matrix, x = matrix_of(weight(pattern, 60, 4100, torch.bfloat16, 0.05), pattern), torch.randn(3, 4100).bfloat16()
-    launches = [Launch(processors=7, seed=seed) for seed in range(3)]
+    launches = [Launch(processors=7, seed=seed, launches=1 + seed % 2) for seed in range(3)]
     found = [decode(emulator, tmp_path, matrix, x, launch, kernel=kernel) for launch in launches]
     assert "7 stripes, 1 shared" in found[0][1] or "5 spans" in found[0][1]
     assert all(torch.equal(bits(y), bits(found[0][0])) for y, _ in found)
@@ -89,10 +89,15 @@ def test_kernels_for_few_rows_give_the_weight_back(kernel: str, emulator: Path, 
 def test_shared_tiles_are_summed_in_one_order_whoever_arrives_last(
     pattern: Pattern, bulk: bool, emulator: Path, tmp_path: Path
 ) -> None:
-    """Threads, blocks and copies come in another order for every seed; the bits stay."""
+    """Threads, blocks and copies come in another order for every seed, and a second launch finds the counters of the
+    first; the bits stay.
+    """
     w, x = weight(pattern, 130, 1300, torch.bfloat16), torch.randn(5, 1300).bfloat16()
     found = [
-        decode(emulator, tmp_path, matrix_of(w, pattern), x, Launch(bulk, processors=7, seed=seed)) for seed in range(4)
+        decode(
+            emulator, tmp_path, matrix_of(w, pattern), x, Launch(bulk, processors=7, seed=seed, launches=1 + seed % 2)
+        )
+        for seed in range(4)
     ]
     assert "7 stripes, 1 shared" in found[0][1]
     for y, _ in found:
@@ -179,8 +184,9 @@ def test_unit_vectors_give_the_weight_back(pattern: Pattern, emulator: Path, tmp
         ("csrc/cuda/stripe_linear.cuh", "    __syncthreads();  // everyone is done", "    // everyone"),
         ("csrc/cuda/stripe_linear.cuh", "ptx::barrier_wait(barriers_ + slot_, parity_)", "(void)0"),
         ("csrc/cuda/nm_decode.cuh", "mma_sparse<Kind, 1>", "mma_sparse<Kind, 0>"),
+        ("csrc/cuda/stripe_linear.cuh", "tile_, others) == others", "tile_, others + 1) == others"),
     ],
-    ids=["no block barrier", "no wait for copies", "wrong sparsity selector"],
+    ids=["no block barrier", "no wait for copies", "wrong sparsity selector", "counters that are not left at zero"],
 )
 def test_the_emulator_sees_planted_bugs(file: str, right: str, wrong: str, tmp_path: Path) -> None:
     copy = tmp_path / "csrc"

@@ -2,56 +2,34 @@
 // then the tensors; the result is y as its bits.
 #include <cstdio>
 #include <fstream>
-#include <stdexcept>
 
 #include "cuda/bitmap_decode.cuh"
+#include "cuda/dense_decode.cuh"
 #include "cuda/gap_decode.cuh"
 #include "cuda/lanes_decode.cuh"
 #include "memory/check.h"
+#include "problem.h"
 
 namespace ajour::cuda {
 namespace {
 
+using emulator::Aligned;
+using emulator::read;
+
 struct Problem {
   int64_t kind;  // one of Kind
   int64_t m, n, k, keep, group, bfloat16, activation, bulk, processors, block_shared, blocks, stages, seed, x_stride;
-  int64_t slab_bytes, index_count, room, has_bias, has_residual, x_offset, order_count;
+  int64_t slab_bytes, index_count, room, has_bias, has_residual, x_offset, order_count, launches;
 };
 
-enum Kind { kNM, kBitmap, kLanes, kGaps };
+enum Kind { kNM, kBitmap, kLanes, kGaps, kDense };
 
-template <class T>
-std::vector<T> read(std::ifstream& in, int64_t count) {
-  std::vector<T> found(static_cast<size_t>(count));
-  in.read(reinterpret_cast<char*>(found.data()), std::streamsize(found.size() * sizeof(T)));
-  if (!in) throw std::runtime_error("the problem file is too short");
-  return found;
-}
-
-template <class T>
-struct Aligned {  // by 16 bytes, and a few elements on
-  Aligned(const std::vector<T>& from, int64_t offset) : memory(from.size() + 16 + size_t(offset)) {
-    at = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16 / sizeof(T) + offset;
-    std::copy(from.begin(), from.end(), at);
-  }
-  std::vector<T> memory;
-  T* at;
-};
-
-// Blocks one after the other, in random order; `body` gets a block's shared memory.
 template <class Body>
 void each_block(const Problem& p, int blocks, int threads, int64_t shared_bytes, const DecodeCall& call, int64_t x_size,
                 const Body& body) {
-  std::vector<int> order;
-  for (int i = 0; i < blocks; ++i) order.push_back(i);
-  std::mt19937_64 random(static_cast<uint64_t>(p.seed));
-  std::shuffle(order.begin(), order.end(), random);
-  for (int index : order) {
-    emulator::Block block(index, random(), body, size_t(shared_bytes), threads);
-    block.readable = {{call.slabs, size_t(p.slab_bytes)},
-                      {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
-    block.run();
-  }
+  const emulator::Readable readable{{call.slabs, size_t(p.slab_bytes)},
+                                    {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
+  emulator::each_block(p.seed, blocks, threads, shared_bytes, readable, body);
 }
 
 template <class Decoder, Float16Kind Kind, int TOKENS>
@@ -93,6 +71,7 @@ void run_lanes(const Problem& p, const NMSlabs& w, const DecodeCall& call, int64
 
 void run(const Problem& p, const NMSlabs& w, const DecodeCall& call, int64_t x_size) {
   if (p.kind == kBitmap) return run(p, BitmapDecoder{}, call, x_size);
+  if (p.kind == kDense) return run(p, DenseMma{}, call, x_size);
   if (p.kind == kLanes) {
     if (p.m == 1) return run_lanes<1>(p, w, call, x_size);
     if (p.m == 2) return run_lanes<2>(p, w, call, x_size);
@@ -145,25 +124,37 @@ void check_x_banks() {
   }
 }
 
-// The scratch of a call as a launch finds it: counters are zero, parts are not.
-struct Scratch {
-  Scratch(int64_t bytes, int64_t counter_bytes) : memory(size_t(bytes / 4 + 4), NAN) {
-    at = reinterpret_cast<uint8_t*>(memory.data());
-    at += (16 - reinterpret_cast<uintptr_t>(at) % 16) % 16;
-    if (bytes) std::memset(at, 0, size_t(counter_bytes));
+// Launches on one stream, one after the other: each finds parts that hold anything, and the counters as the one before
+// left them, which must be zero.
+template <class Body>
+void launch_all(const Problem& p, DecodeCall& call, int64_t scratch_bytes, int counters, const Body& launch) {
+  std::vector<unsigned> counted(static_cast<size_t>(counters));
+  std::vector<uint16_t> first;
+  for (int64_t i = 0; i < p.launches; ++i) {
+    const std::vector<float> parts(size_t(scratch_bytes / 4), NAN);
+    const Aligned<uint8_t> scratch(
+        {reinterpret_cast<const uint8_t*>(parts.data()), reinterpret_cast<const uint8_t*>(parts.data() + parts.size())},
+        0);
+    call.scratch = scratch.at;
+    call.counters = scratch_bytes ? counted.data() : nullptr;
+    launch();
+    if (std::any_of(counted.begin(), counted.end(), [](unsigned c) { return c; })) {
+      emulator::fail("a launch left its counters other than it found them");
+    }
+    const std::vector<uint16_t> found(call.y, call.y + p.m * p.n);
+    if (i && found != first) emulator::fail("a second launch gave other bits");
+    first = found;
+    std::fill(call.y, call.y + (i + 1 < p.launches ? p.m * p.n : 0), uint16_t(0x7fc1));
   }
-  std::vector<float> memory;
-  uint8_t* at;
-};
+}
 
 void decode_slabs(const Problem& p, DecodeCall& call, const DeviceLimits& limits, int64_t x_size) {
-  const NMSlabs w = p.kind == kBitmap ? NMSlabs{} : nm_slabs(p.n, p.k, int(p.keep), int(p.group));
-  const int columns = p.kind == kBitmap ? BitmapDecoder::kColumns : w.columns;
+  const bool of_nm = p.kind == kNM || p.kind == kLanes;
+  const NMSlabs w = of_nm ? nm_slabs(p.n, p.k, int(p.keep), int(p.group)) : NMSlabs{};
+  const int columns = of_nm ? w.columns : p.kind == kBitmap ? BitmapDecoder::kColumns : DenseMma::kColumns;
   call.shape = decode_shape(p.m, {ceil_div(p.n, kSlabRows), ceil_div(p.k, columns), columns, int(p.room)}, limits,
                             int(p.blocks), int(p.stages));
-  Scratch scratch(call.shape.scratch_bytes, call.shape.counter_bytes());
-  call.scratch = scratch.at;
-  run(p, w, call, x_size);
+  launch_all(p, call, call.shape.scratch_bytes, call.shape.stripes.tiles, [&] { run(p, w, call, x_size); });
   std::printf("%d stripes, %d shared, %d stages\n", call.shape.stripes.stripes, int(call.shape.stripes.shared()),
               call.shape.stages);
 }
@@ -172,13 +163,10 @@ void decode_slabs(const Problem& p, DecodeCall& call, const DeviceLimits& limits
 void decode_gaps(const Problem& p, DecodeCall& call, const int32_t* order, const DeviceLimits& limits, int64_t x_size) {
   const GapRows layout = gap_rows(p.n, p.k);
   const GapWeight w{layout, order, gap_shape(p.m, layout, limits, int(p.blocks))};
-  Scratch scratch(w.shape.scratch_bytes, GapShape::counter_bytes(layout));
-  call.scratch = scratch.at;
-  if (p.bfloat16) {
-    run_gaps<Float16Kind::bfloat16>(p, w, call, x_size);
-  } else {
+  launch_all(p, call, w.shape.scratch_bytes, layout.groups(), [&] {
+    if (p.bfloat16) return run_gaps<Float16Kind::bfloat16>(p, w, call, x_size);
     run_gaps<Float16Kind::float16>(p, w, call, x_size);
-  }
+  });
   std::printf("%d blocks, %d spans\n", w.shape.blocks, layout.spans);
 }
 #endif
@@ -220,11 +208,4 @@ void decode(const char* problem, const char* result) {
 }  // namespace
 }  // namespace ajour::cuda
 
-int main(int, char** arguments) {
-  try {
-    ajour::cuda::decode(arguments[1], arguments[2]);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 2;
-  }
-}
+int main(int, char** arguments) { return emulator::run_program(arguments, ajour::cuda::decode); }

@@ -2,51 +2,27 @@
 // integers (below), then the tensors; the result is y as its bits.
 #include <cstdio>
 #include <fstream>
-#include <stdexcept>
 
 #include "cuda/nm_sm80.cuh"
-#include "memory/check.h"
+#include "problem.h"
 
 namespace ajour::cuda {
 namespace {
+
+using emulator::Aligned;
+using emulator::read;
 
 struct Problem {
   int64_t m, n, k, bfloat16, activation, panels, warps_m, tokens, stages, blocks, processors, block_shared, seed;
   int64_t x_stride, slab_bytes, has_bias, has_residual, y_offset;
 };
 
-template <class T>
-std::vector<T> read(std::ifstream& in, int64_t count) {
-  std::vector<T> found(static_cast<size_t>(count));
-  in.read(reinterpret_cast<char*>(found.data()), std::streamsize(found.size() * sizeof(T)));
-  if (!in) throw std::runtime_error("the problem file is too short");
-  return found;
-}
-
-template <class T>
-struct Aligned {  // by 16 bytes, and a few elements on
-  explicit Aligned(const std::vector<T>& from, int64_t offset = 0) : memory(from.size() + 16 + size_t(offset)) {
-    at = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16 / sizeof(T) + offset;
-    std::copy(from.begin(), from.end(), at);
-  }
-  std::vector<T> memory;
-  T* at;
-};
-
 template <Float16Kind Kind, int PANELS, int WARPS_M, int TOKENS>
 void run(const Problem& p, const Sm80Call& call, int64_t x_size) {
-  std::vector<int> order;
-  for (int i = 0; i < call.shape.stripes.stripes; ++i) order.push_back(i);
-  std::mt19937_64 random(static_cast<uint64_t>(p.seed));
-  std::shuffle(order.begin(), order.end(), random);
-  for (int index : order) {
-    emulator::Block block(
-        index, random(), [&](uint8_t* shared) { Sm80Linear<Kind, PANELS, WARPS_M, TOKENS>(call, shared).run(); },
-        size_t(call.shape.shared_bytes), PANELS * WARPS_M * kWarp);
-    block.readable = {{call.slabs, size_t(p.slab_bytes)},
-                      {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
-    block.run();
-  }
+  const emulator::Readable readable{{call.slabs, size_t(p.slab_bytes)},
+                                    {reinterpret_cast<const uint8_t*>(call.x), size_t(2 * x_size)}};
+  emulator::each_block(p.seed, call.shape.stripes.stripes, PANELS * WARPS_M * kWarp, call.shape.shared_bytes, readable,
+                       [&](uint8_t* shared) { Sm80Linear<Kind, PANELS, WARPS_M, TOKENS>(call, shared).run(); });
 }
 
 template <Float16Kind Kind>
@@ -99,11 +75,4 @@ void multiply(const char* problem, const char* result) {
 }  // namespace
 }  // namespace ajour::cuda
 
-int main(int, char** arguments) {
-  try {
-    ajour::cuda::multiply(arguments[1], arguments[2]);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 2;
-  }
-}
+int main(int, char** arguments) { return emulator::run_program(arguments, ajour::cuda::multiply); }

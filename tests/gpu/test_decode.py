@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from products import assert_only_stored_columns_spread, drawn, on_every_device, replayed_at_once, twice
 from torch import Tensor
 
 from ajour.formats import SparseMatrix
 from ajour.ops import LINEAR_OPS
 from ajour.ops.functional import op_of, problem_of
 from ajour.ops.library import LinearOp
+from ajour.ops.nm_linear import slabs
 from ajour.ops.prepare import prepare, restore
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM, Pattern, Unstructured
 from ajour.terms.problem import ACTIVATIONS
-from pruned import bits, keep_mask, matrix_of, stored_places, truth
+from pruned import bits, matrix_of, truth
 
 PATTERNS: tuple[Pattern, ...] = (
     *(NM(*p) for p in ((2, 4), (1, 4), (3, 4), (1, 8), (2, 8), (4, 8), (2, 16), (1, 32), (5, 32))),
@@ -26,24 +28,20 @@ GRAPHS = [("nm_linear", NM(2, 4)), ("nm_linear", NM(2, 8)), ("bitmap_linear", Un
 FEW_ROWS = {NM(2, 4): (("cuda_decode", "lanes c2 s4"),), Unstructured(): (("cuda_gaps", "c3"),)}
 
 
-def drawn(pattern: Pattern, n: int, k: int, dtype: torch.dtype, density: float = 0.4) -> Tensor:
-    return torch.where(keep_mask(pattern, n, k, density), torch.randn(n, k), 0.0).to(dtype)
-
-
 def on_gpu(pattern: Pattern, w: Tensor) -> tuple[LinearOp, SparseMatrix]:
     matrix = matrix_of(w, pattern).to("cuda")
     return op_of(matrix), matrix
 
 
-def kernels(op: LinearOp, matrix: SparseMatrix, m: int) -> list[tuple[str, str, list[Tensor], str]]:
-    """Kernel, configuration, packed tensors and table of each GPU kernel that takes m rows."""
+def kernels(op: LinearOp, matrix: SparseMatrix, m: int) -> list[tuple[list[Tensor], str]]:
+    """Packed tensors and table of each GPU kernel that takes m rows, and of each of its configurations in CUDA."""
     problem, found, known = problem_of(matrix, m), [], {}  # type: ignore[var-annotated]
     for name, kernel in op.kernels.items():
         if kernel.packing == "dense" or name == "reference" or kernel.why_not(problem):
             continue
         configs = kernel.configs(problem)
         for config in configs if name.startswith("cuda_") else configs[:1]:
-            found.append((name, config, *prepare(op, matrix, [(None, name, config)], known)))
+            found.append(prepare(op, matrix, [(None, name, config)], known))
     return found
 
 
@@ -57,11 +55,9 @@ def test_every_row_count_is_within_the_error_rule_and_repeats_itself(pattern: Pa
         residual = torch.randn(m, n).to(dtype) if turn % 3 else None
         expected = truth(x, w, bias, residual, activation)
         op, matrix = on_gpu(pattern, w)
-        given = [None if t is None else t.cuda() for t in (bias, residual)]
-        for name, config, packed, table in kernels(op, matrix, m):
-            first, again = (op.call(x.cuda(), packed, given[0], table, activation, given[1]) for _ in range(2))
-            expected.check(first.cpu(), f"{name} {config} {pattern} {n}x{k} m={m} {dtype} {activation}")
-            assert torch.equal(bits(first), bits(again)), f"{name} {config}: two runs differ"
+        for packed, table in kernels(op, matrix, m):
+            y = twice(op, x, packed, table, bias, activation, residual)
+            expected.check(y, f"{table} m={m} {activation}")
 
 
 @pytest.mark.parametrize("m", [65, 128, 500])
@@ -71,10 +67,8 @@ def test_kernels_for_many_rows_are_within_the_error_rule(pattern: Pattern, m: in
         w, x, bias = drawn(pattern, n, k, torch.bfloat16), torch.randn(m, k).bfloat16(), torch.randn(n).bfloat16()
         expected = truth(x, w, bias, None, "silu")
         op, matrix = on_gpu(pattern, w)
-        for name, config, packed, table in kernels(op, matrix, m):
-            first, again = (op.call(x.cuda(), packed, bias.cuda(), table, "silu") for _ in range(2))
-            expected.check(first.cpu(), f"{name} {config} {pattern} {n}x{k} m={m}")
-            assert torch.equal(bits(first), bits(again)), f"{name} {config}: two runs differ"
+        for packed, table in kernels(op, matrix, m):
+            expected.check(twice(op, x, packed, table, bias, "silu"), f"{table} m={m}")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -95,18 +89,14 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column(pattern
     op, matrix = on_gpu(pattern, drawn(pattern, 200, 520, torch.bfloat16))
     x = torch.randn(19, 520).bfloat16()
     x[0, 3], x[4, 519], x[18, 100] = float("inf"), float("nan"), -float("inf")
-    w, stored = matrix.to_dense().cpu(), stored_places(matrix.to("cpu"))
-    expected = torch.where(stored, x.double()[:, None] * w.double(), 0.0).sum(-1)
     for kernel, config in (("cuda_decode", ""), *FEW_ROWS.get(pattern, ())):
         packed, table = prepare(op, matrix, [(None, kernel, config)])
-        y = op.call(x.cuda(), packed, None, table, "none").cpu().double()
-        assert torch.equal(y.isnan(), expected.isnan()), table
-        assert torch.equal(y[y.isinf()], expected[expected.isinf()]), table
+        y = op.call(x.cuda(), packed, None, table, "none").cpu()
+        assert_only_stored_columns_spread(y, x, matrix.to("cpu"))
 
 
 @pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)
 def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls(name: str, pattern: Pattern) -> None:
-    """One layer in two graphs on two streams: no call may share its scratch with another."""
     op, matrix = on_gpu(pattern, drawn(pattern, 3000, 4096, torch.bfloat16, 0.2))
     assert op is LINEAR_OPS[name]
     xs = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (1, 17)]
@@ -116,45 +106,52 @@ def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls(name: str, pat
         replayed_at_once(op, few, *prepare(op, matrix, [(None, kernel, config)]))
 
 
-def replayed_at_once(op: LinearOp, xs: list[Tensor], packed: list[Tensor], table: str) -> None:
-    """Two graphs of eight calls each, twenty times on two streams."""
-    eager = [op.call(x, packed, None, table, "none") for x in xs]
-    graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
-    for x in xs:
+def test_counters_survive_eager_calls_between_captures_replays_and_the_end_of_a_graph() -> None:
+    """A stream's calls share counters, a captured call has its own, and those of a graph that ended are used again."""
+    op, matrix = on_gpu(NM(2, 4), drawn(NM(2, 4), 3000, 4096, torch.bfloat16))
+    packed, table = prepare(op, matrix, [(None, "cuda_decode", "")])
+    x = torch.randn(5, 4096, device="cuda").bfloat16()
+    expected = op.call(x, packed, None, table, "none")
+    side = torch.cuda.Stream()
+    for _ in range(3):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs.append([op.call(x, packed, None, table, "none") for _ in range(8)])
-        graphs.append(graph)
-    for _ in range(20):
-        for graph, stream in zip(graphs, streams, strict=True):
-            with torch.cuda.stream(stream):
+            y = op.call(x, packed, None, table, "none")
+        for _ in range(5):
+            with torch.cuda.stream(side):
                 graph.replay()
-        torch.cuda.synchronize()
-        for expected, found in zip(eager, outputs, strict=True):
-            assert all(torch.equal(bits(y), bits(expected)) for y in found)
+            eager = [op.call(x, packed, None, table, "none") for _ in range(3)]
+            torch.cuda.synchronize()
+            assert all(torch.equal(bits(each), bits(expected)) for each in (y, *eager))
+        del graph
+
+
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if isinstance(p, NM)], ids=str)
+def test_small_slabs_packed_on_the_device_are_those_of_the_host(pattern: NM) -> None:
+    for n, k in ((1, 1), (65, 300), (192, 320)):
+        on_host = matrix_of(drawn(pattern, n, k, torch.float16), pattern)
+        matrix = on_host.to("cuda")
+        (ours,), (device,) = slabs.prepack(on_host, ""), slabs.prepack(matrix, "")
+        assert torch.equal(bits(device.cpu()), bits(ours))
+        back = slabs.unpack([device], pattern, (n, k))
+        for name, tensor in matrix.tensors().items():
+            assert torch.equal(bits(back.tensors()[name]), bits(tensor)), name
 
 
 @pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)
 def test_any_stream_and_any_device(name: str, pattern: Pattern) -> None:
-    w, x = drawn(pattern, 700, 800, torch.float16), torch.randn(5, 800).half()
-    expected = truth(x, w, None, None, "none")
-    for device in range(torch.cuda.device_count()):
-        matrix = matrix_of(w, pattern).to(f"cuda:{device}")
-        packed, table = prepare(LINEAR_OPS[name], matrix, [(None, "cuda_decode", "")])
-        with torch.cuda.stream(torch.cuda.Stream(device)):
-            y = LINEAR_OPS[name].call(x.to(f"cuda:{device}"), packed, None, table, "none")
-        torch.cuda.synchronize(device)
-        assert torch.cuda.current_device() == 0, "a call changed the current device"
-        expected.check(y.cpu(), f"cuda:{device}")
+    matrix = matrix_of(drawn(pattern, 700, 800, torch.float16), pattern)
+    assert op_of(matrix) is LINEAR_OPS[name]
+    on_every_device(matrix, torch.randn(5, 800).half(), [(None, "cuda_decode", "")])
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_the_packed_form_gives_the_matrix_back(pattern: Pattern) -> None:
     op, matrix = on_gpu(pattern, drawn(pattern, 192, 320, torch.bfloat16))
-    for name, config, packed, table in kernels(op, matrix, 8):
+    for packed, table in kernels(op, matrix, 8):
         back = restore(op, packed, table)
         for part, tensor in matrix.tensors().items():
-            assert torch.equal(bits(back.tensors()[part]), bits(tensor)), f"{name} {config}: {part}"
+            assert torch.equal(bits(back.tensors()[part]), bits(tensor)), f"{table}: {part}"
 
 
 @pytest.mark.parametrize(("name", "pattern"), GRAPHS, ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from products import assert_only_stored_columns_spread, drawn, twice
 
 from ajour.formats import NMMatrix
 from ajour.ops import NM_LINEAR
@@ -11,14 +12,10 @@ from ajour.ops.functional import problem_of
 from ajour.ops.prepare import prepare
 from ajour.terms.pattern import NM
 from ajour.terms.problem import ACTIVATIONS
-from pruned import bits, keep_mask, stored_places, truth
+from pruned import bits, truth
 
 SHAPES = ((64, 256), (1, 1), (65, 33), (1000, 1000), (4096, 512), (130, 5000))
 ALL = ("n256 m128 s4", "n128 m256 s3", "n128 m128 s3", "n128 m64 s5", "n256 m128 s2 c1", "n128 m64 s4 c2")
-
-
-def two_of_four(n: int, k: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.where(keep_mask(NM(2, 4), n, k), torch.randn(n, k), 0.0).to(dtype)
 
 
 @pytest.mark.parametrize("config", ALL)
@@ -26,21 +23,19 @@ def two_of_four(n: int, k: int, dtype: torch.dtype) -> torch.Tensor:
 def test_any_rows_and_sides_are_within_the_error_rule_and_repeat_themselves(m: int, config: str) -> None:
     for turn, (n, k) in enumerate(SHAPES):
         dtype, activation = (torch.bfloat16, torch.float16)[(turn + m) % 2], ACTIVATIONS[(turn + m) % len(ACTIVATIONS)]
-        w, x = two_of_four(n, k, dtype), torch.randn(m, k).to(dtype)
+        w, x = drawn(NM(2, 4), n, k, dtype), torch.randn(m, k).to(dtype)
         bias = torch.randn(n).to(dtype) if turn % 2 else None
         residual = torch.randn(m, n).to(dtype) if turn % 3 else None
         packed, table = prepare(NM_LINEAR, NMMatrix.from_dense(w, NM(2, 4)).to("cuda"), [(None, "cuda_sm80", config)])
-        given = [None if t is None else t.cuda() for t in (bias, residual)]
-        first, again = (NM_LINEAR.call(x.cuda(), packed, given[0], table, activation, given[1]) for _ in range(2))
-        truth(x, w, bias, residual, activation).check(first.cpu(), f"{config} {n}x{k} m={m} {dtype} {activation}")
-        assert torch.equal(bits(first), bits(again)), "two runs differ"
+        y = twice(NM_LINEAR, x, packed, table, bias, activation, residual)
+        truth(x, w, bias, residual, activation).check(y, f"{table} m={m} {activation}")
 
 
 @pytest.mark.parametrize("config", ["n128 m128 s3", "n128 m64 s4 c2"])
 def test_small_products_are_within_the_error_rule(config: str) -> None:
     """For the sanitizers too: few blocks, whole and cut tiles, sides that end within one."""
     for n, k in ((65, 33), (136, 272)):
-        w, x = two_of_four(n, k, torch.bfloat16), torch.randn(70, k).bfloat16()
+        w, x = drawn(NM(2, 4), n, k, torch.bfloat16), torch.randn(70, k).bfloat16()
         bias, residual = torch.randn(n).bfloat16(), torch.randn(70, n).bfloat16()
         packed, table = prepare(NM_LINEAR, NMMatrix.from_dense(w, NM(2, 4)).to("cuda"), [(None, "cuda_sm80", config)])
         y = NM_LINEAR.call(x.cuda(), packed, bias.cuda(), table, "silu", residual.cuda())
@@ -48,7 +43,7 @@ def test_small_products_are_within_the_error_rule(config: str) -> None:
 
 
 def test_rows_of_x_may_stand_anywhere_and_inf_stays_in_its_column() -> None:
-    matrix = NMMatrix.from_dense(two_of_four(200, 520, torch.bfloat16), NM(2, 4))
+    matrix = NMMatrix.from_dense(drawn(NM(2, 4), 200, 520, torch.bfloat16), NM(2, 4))
     packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm80", "n128 m64 s4")])
     held = torch.randn(200, 533).bfloat16()
     for x in (held[:, 3:523], held[::2, :520], held[:, 8:528]):
@@ -56,14 +51,11 @@ def test_rows_of_x_may_stand_anywhere_and_inf_stays_in_its_column() -> None:
         truth(x, matrix.to_dense(), None, None, "none").check(y.cpu(), f"{x.stride()}")
     x = torch.randn(100, 520).bfloat16()
     x[7, 3], x[50, 100] = float("inf"), float("nan")
-    expected = torch.where(stored_places(matrix), x.double()[:, None] * matrix.to_dense().double(), 0.0).sum(-1)
-    y = NM_LINEAR.call(x.cuda(), packed, None, table, "none").cpu()
-    assert torch.equal(y.isnan(), expected.isnan())
-    assert torch.equal(y.isinf(), expected.isinf())
+    assert_only_stored_columns_spread(NM_LINEAR.call(x.cuda(), packed, None, table, "none").cpu(), x, matrix)
 
 
 def test_it_shares_the_slabs_of_the_decode_kernel_and_runs_in_graphs() -> None:
-    matrix = NMMatrix.from_dense(two_of_four(256, 512, torch.bfloat16), NM(2, 4)).to("cuda")
+    matrix = NMMatrix.from_dense(drawn(NM(2, 4), 256, 512, torch.bfloat16), NM(2, 4)).to("cuda")
     config = NM_LINEAR.kernel("cuda_sm80").configs(problem_of(matrix, 128))[0]
     packed, table = prepare(NM_LINEAR, matrix, [(64, "cuda_decode", ""), (None, "cuda_sm80", config)])
     assert len(packed) == 1

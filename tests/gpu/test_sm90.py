@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from products import assert_only_stored_columns_spread, drawn, on_every_device, replayed_at_once, twice
 from torch import Tensor
 
+from ajour._native import native
 from ajour.formats import NMMatrix
 from ajour.ops import NM_LINEAR
 from ajour.ops.functional import problem_of
-from ajour.ops.nm_linear import sm90_kernel
 from ajour.ops.prepare import prepare, restore
 from ajour.terms.pattern import NM
 from ajour.terms.problem import ACTIVATIONS
-from pruned import bits, keep_mask, stored_places, truth
+from pruned import bits, truth
 
 TWO_FOUR = NM(2, 4)
-KERNEL = sm90_kernel.KERNEL
+KERNEL = NM_LINEAR.kernel("cuda_sm90")
 ROWS = (1, 3, 16, 64, 100, 127, 128, 129, 256, 300, 1000, 2048)
 SHAPES = ((8, 16), (64, 256), (1000, 1008), (264, 5008), (4096, 512), (512, 4096), (2560, 144))
 DTYPES = (torch.bfloat16, torch.float16)
@@ -31,14 +32,19 @@ def hopper() -> None:
 
 
 def weight(n: int, k: int, dtype: torch.dtype, density: float = 0.5) -> NMMatrix:
-    w = torch.where(keep_mask(TWO_FOUR, n, k, density, skew=density < 0.5), torch.randn(n, k), 0.0)
-    return NMMatrix.from_dense(w.to(dtype), TWO_FOUR)
+    return NMMatrix.from_dense(drawn(TWO_FOUR, n, k, dtype, density, skew=density < 0.5), TWO_FOUR)
 
 
 def call(matrix: NMMatrix, config: str, x: Tensor, *rest: object) -> Tensor:
     packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", config)])
     bias, activation, residual = rest or (None, "none", None)
     return NM_LINEAR.call(x.cuda(), packed, bias, table, activation, residual)  # type: ignore[arg-type]
+
+
+def default_tile() -> str:
+    """The first that was built."""
+    tile: str = native.sm90_configs["bfloat16"][0]
+    return tile
 
 
 def aligned(t: Tensor) -> Tensor:
@@ -58,19 +64,17 @@ def test_every_row_count_is_within_the_error_rule_and_repeats_itself(m: int) -> 
         bias = torch.randn(n).to(dtype) if turn % 2 else None
         residual = torch.randn(m, n).to(dtype) if turn % 3 else None
         expected = truth(x, matrix.to_dense(), bias, residual, activation)
-        given = [None if t is None else t.cuda() for t in (bias, residual)]
-        packed, _ = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", "")])
+        known: dict[tuple[str, str], list[Tensor]] = {}
         for config in KERNEL.configs(problem_of(matrix.to("cuda"), m)):
-            _, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", config)])
-            first, again = (NM_LINEAR.call(x.cuda(), packed, given[0], table, activation, given[1]) for _ in range(2))
-            expected.check(first.cpu(), f"{config} {n}x{k} m={m} {dtype} {activation}")
-            assert torch.equal(bits(first), bits(again)), f"{config}: two runs differ"
+            packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", config)], known)
+            y = twice(NM_LINEAR, x, packed, table, bias, activation, residual)
+            expected.check(y, f"{table} m={m} {activation}")
 
 
 @pytest.mark.parametrize("mode", ["stream", "tiles"])
 def test_small_products_are_within_the_error_rule(mode: str) -> None:
     """For the sanitizers too: few blocks, whole and cut tiles, sides that end within one."""
-    config = f"{sm90_kernel.native.sm90_configs[0]} {mode} w1"
+    config = f"{default_tile()} {mode} w1"
     for n, k in ((8, 16), (264, 272)):
         matrix, x = weight(n, k, torch.bfloat16), torch.randn(70, k).bfloat16()
         bias, residual = torch.randn(n).bfloat16(), torch.randn(70, n).bfloat16()
@@ -88,7 +92,7 @@ def test_the_epilogue_with_and_without_bias_and_residual(dtype: torch.dtype, act
             for place in (aligned, odd):
                 given = [None if t is None else place(t) for t in (bias, residual)]
                 for mode in ("stream", "tiles"):
-                    config = f"{sm90_kernel.native.sm90_configs[0]} {mode} w1"
+                    config = f"{default_tile()} {mode} w1"
                     y = call(matrix, config, x, given[0], activation, given[1])
                     what = f"{config} {activation} {bias is not None} {residual is not None} {place.__name__}"
                     expected.check(y.cpu(), what)
@@ -106,11 +110,8 @@ def test_inf_and_nan_in_x_reach_only_the_outputs_that_store_their_column() -> No
     matrix = weight(200, 528, torch.bfloat16, 0.3)
     x = torch.randn(19, 528).bfloat16()
     x[0, 3], x[4, 527], x[18, 100] = float("inf"), float("nan"), -float("inf")
-    expected = torch.where(stored_places(matrix), x.double()[:, None] * matrix.to_dense().double(), 0.0).sum(-1)
     for config in KERNEL.configs(problem_of(matrix.to("cuda"), 19)):
-        y = call(matrix, config, x).cpu().double()
-        assert torch.equal(y.isnan(), expected.isnan())
-        assert torch.equal(y[y.isinf()], expected[expected.isinf()])
+        assert_only_stored_columns_spread(call(matrix, config, x).cpu(), x, matrix)
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 16), (104, 400), (4096, 4096), (1000, 2064)])
@@ -125,35 +126,28 @@ def test_small_and_large_weights_are_packed_on_the_gpu_as_on_the_cpu(n: int, k: 
 
 
 def test_two_graphs_replayed_at_once_give_the_bits_of_eager_calls() -> None:
-    """One layer in two graphs on two streams: no call may share its scratch with another."""
     packed, table = prepare(NM_LINEAR, weight(1024, 4096, torch.bfloat16).to("cuda"), [(None, "cuda_sm90", "")])
     xs = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (96, 300)]
-    eager = [NM_LINEAR.call(x, packed, None, table, "none") for x in xs]
-    graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
-    for x in xs:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs.append([NM_LINEAR.call(x, packed, None, table, "none") for _ in range(8)])
-        graphs.append(graph)
-    for _ in range(20):
-        for graph, stream in zip(graphs, streams, strict=True):
-            with torch.cuda.stream(stream):
-                graph.replay()
-        torch.cuda.synchronize()
-        for expected, found in zip(eager, outputs, strict=True):
-            assert all(torch.equal(bits(y), bits(expected)) for y in found)
+    replayed_at_once(NM_LINEAR, xs, packed, table)
 
 
 def test_any_stream_and_any_device() -> None:
-    matrix, x = weight(704, 800, torch.float16), torch.randn(130, 800).half()
-    expected = truth(x, matrix.to_dense(), None, None, "none")
-    for device in range(torch.cuda.device_count()):
-        packed, table = prepare(NM_LINEAR, matrix.to(f"cuda:{device}"), [(None, "cuda_sm90", "")])
-        with torch.cuda.stream(torch.cuda.Stream(device)):
-            y = NM_LINEAR.call(x.to(f"cuda:{device}"), packed, None, table, "none")
-        torch.cuda.synchronize(device)
-        assert torch.cuda.current_device() == 0, "a call changed the current device"
-        expected.check(y.cpu(), f"cuda:{device}")
+    on_every_device(weight(704, 800, torch.float16), torch.randn(130, 800).half(), [(None, "cuda_sm90", "")])
+
+
+def test_small_weights_in_the_place_of_others_are_multiplied_as_themselves() -> None:
+    """Maps of a weight are kept by its place and sides: what lies there may change, and the other side of a weight."""
+    x = {k: torch.randn(70, k).bfloat16() for k in (128, 256)}
+    places = set()
+    for turn in range(12):
+        n, k = ((256, 256), (512, 128), (512, 256))[turn % 3]
+        matrix = weight(n, k, torch.bfloat16)
+        packed, table = prepare(NM_LINEAR, matrix.to("cuda"), [(None, "cuda_sm90", "")])
+        places.add(packed[0].data_ptr())
+        y = NM_LINEAR.call(x[k].cuda(), packed, None, table, "none")
+        truth(x[k], matrix.to_dense(), None, None, "none").check(y.cpu(), f"{turn}: {table}")
+        del packed
+    assert len(places) < 12, "no place was used again: nothing was shown"
 
 
 def test_rows_of_any_layout() -> None:

@@ -17,6 +17,7 @@ from ajour.ops.calls import count_calls
 from ajour.ops.functional import problem_of
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
+from ajour.terms.row_table import parse_row_table
 from pruned import Split, bits, keep_mask, matrix_of, truth
 
 SPARSE = (NM(2, 4), NM(3, 5), Block(4, 4), Unstructured())
@@ -267,3 +268,21 @@ def test_bad_arguments_are_refused_by_name() -> None:
         NMLinear(held.to(dtype=torch.float16), choices=[(None, "onednn", "")])
     with pytest.raises(KernelError, match="DenseLinear is for inference"):
         DenseLinear(matrix_of(drawn(Dense()), Dense()), trainable=True)
+
+
+def test_a_trained_layer_obeys_a_choice_of_kernels_that_read_its_values() -> None:
+    matrix = matrix_of(drawn(Block(4, 4)), Block(4, 4))
+    for choices, served in (
+        ([(8, "reference", ""), (None, "cpu_blocks", "")], ["reference", "cpu_blocks"]),
+        ([(None, "cpu", "")], ["cpu_blocks"]),  # for inference: it packs the values
+        (None, ["cpu_blocks"]),
+    ):
+        module = linear_of(matrix, choices=choices, trainable=True)
+        assert [entry.kernel for entry in parse_row_table(module.kernels).entries] == served
+        for m in (3, 20):
+            x = torch.randn(m, module.in_features, requires_grad=True)
+            dx, dblocks = torch.autograd.grad(module(x).sum(), (x, module.get_parameter("blocks")))
+            assert torch.allclose(dx, module.weight.detach().sum(0).expand_as(dx), atol=1e-4)
+            assert dblocks.shape == matrix.tensors()["blocks"].shape
+    doubled = linear_of(matrix, choices=[(None, "cpu_blocks", "")], trainable=True).double()
+    assert parse_row_table(doubled.kernels).entries[0].kernel == "reference", "cpu_blocks takes no float64"

@@ -65,8 +65,8 @@ def test_opcheck_passes(pattern: Pattern, shape: tuple[int, ...]) -> None:
         if kernel.why_not(problem_of(matrix, 8)) is not None:
             continue
         packed, table = prepare(op, matrix, [(None, name, "")])
-        torch.library.opcheck(op.call, (x, packed, bias, table, "relu", residual))
-        torch.library.opcheck(op.call, (x, packed, None, table, "none"))
+        torch.library.opcheck(op.registered, (x, packed, bias, table, "relu", residual))
+        torch.library.opcheck(op.registered, (x, packed, None, table, "none"))
         torch.library.opcheck(op.weight, (packed, table))
 
 
@@ -196,10 +196,10 @@ def test_a_wrong_call_is_refused_with_a_sentence(change: str) -> None:
     call = {"x": X, "packed": packed, "bias": None, "kernels": table, "activation": "none", "residual": None}
     wrong, sentence = REFUSALS[change]
     with pytest.raises((KernelError, PlanError), match=sentence):
-        torch.ops.ajour.nm_linear(**(call | wrong))
+        op_of(matrix).call(**(call | wrong))
     meta = {name: t.to("meta") if isinstance(t, Tensor) else t for name, t in (call | wrong).items()}
     with pytest.raises(AjourError, match=sentence):  # a compiler hears the same
-        torch.ops.ajour.nm_linear(**meta)
+        op_of(matrix).call(**meta)
 
 
 def test_an_unknown_kernel_is_refused_before_anything_is_packed() -> None:

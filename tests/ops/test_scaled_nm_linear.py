@@ -14,10 +14,9 @@ from ajour.formats.e4m3 import rounded
 from ajour.ops import SCALED_NM_LINEAR
 from ajour.ops.functional import problem_of
 from ajour.ops.prepare import prepare, restore
-from ajour.ops.scaled_nm_linear import sm90_kernel
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM
-from ajour.terms.problem import ACTIVATIONS, Problem
+from ajour.terms.problem import ACTIVATIONS
 from pruned import bits, keep_mask, truth
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -113,34 +112,6 @@ def test_the_gradient_is_that_of_the_layer_without_rounding_x() -> None:
         (dx,) = torch.autograd.grad(ajour.linear(x, matrix, kernel=kernel).sum(), x)
         expected = torch.ones(6, 24).double() @ matrix.to_dense().double()
         assert float((dx.double() - expected).abs().max()) <= 2**-7 * float(expected.abs().max())
-
-
-def problem(**changed: object) -> Problem:
-    values: dict[str, object] = {"m": 512, "n": 4096, "k": 4096, "dtype": "bfloat16", "device": "cuda"}
-    return Problem("scaled_nm_linear", NM(2, 4), **({"capability": (9, 0)} | values | changed))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({"device": "cpu"}, "it runs on CUDA, this layer is on cpu"),
-        ({"dtype": "float16"}, "it takes bfloat16, this layer is float16"),
-        ({"capability": (8, 9)}, "compute capability 9.0 alone, this device has 8.9"),
-        ({"k": 4112}, "k of 32, this weight is 4096x4112"),
-        ({"n": 4100}, "n in multiples of 8"),
-    ],
-    ids=str,
-)
-def test_cuda_sm90_refuses_with_a_sentence(changed: dict[str, object], expected: str) -> None:
-    assert expected in str(SCALED_NM_LINEAR.kernel("cuda_sm90").why_not(problem(**changed)))
-
-
-def test_configurations_of_cuda_sm90_are_understood_and_others_refused() -> None:
-    configs = SCALED_NM_LINEAR.kernel("cuda_sm90").configs(problem(m=4096))
-    assert [sm90_kernel.parse_config(each) for each in configs] == [(True, 1), (False, 1), (False, 4), (False, 8)]
-    assert len(SCALED_NM_LINEAR.kernel("cuda_sm90").configs(problem(m=64))) == 2
-    with pytest.raises(KernelError, match="'tiles w3' is no configuration of cuda_sm90 in e4m3"):
-        sm90_kernel.parse_config("tiles w3")
 
 
 def test_x_of_another_dtype_is_refused() -> None:

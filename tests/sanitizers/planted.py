@@ -27,9 +27,8 @@ def short_x(level: str) -> None:
     layout = native.NMPanels(SIDE, SIDE, 2, 4, 4, False)
     panels, codes = torch.ones(layout.values), torch.zeros(layout.code_bytes, dtype=torch.uint8)
     x, y = torch.ones(ROWS, SIDE), torch.empty(ROWS + 1, SIDE)
-    native.nm_linear(
-        layout, panels.data_ptr(), codes.data_ptr(), x.data_ptr(), ROWS + 1, SIDE, 0, 0, y.data_ptr(), 0, 0
-    )
+    kernel = native.nm_linear(layout, 0)
+    kernel([panels.data_ptr(), codes.data_ptr()], x.data_ptr(), ROWS + 1, SIDE, 0, 0, 0, y.data_ptr())
 
 
 def commit(bug: str) -> None:

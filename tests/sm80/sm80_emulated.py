@@ -35,7 +35,10 @@ def build(folder: Path, csrc: Path = ROOT / "csrc", flags: Sequence[str] = FLAGS
     """Compiles the emulator with the kernel's headers."""
     compiler, program, emulator = shutil.which("c++") or "g++", folder / "sm80", ROOT / "tests" / "emulator"
     sources = [emulator / "sm80.cpp", emulator / "block.cpp"]
-    sources += [csrc / name for name in ("layout/sm80_shape.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp")]
+    sources += [
+        csrc / name
+        for name in ("layout/sm80_shape.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp", "torch_abi/functions.cpp")
+    ]
     includes = [f"-I{emulator}", f"-I{csrc}"]
     command = [compiler, "-std=c++17", *includes, *map(str, sources), *flags, "-ldl", "-o", str(program)]
     subprocess.run(command, check=True)

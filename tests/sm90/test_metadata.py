@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from ajour.ops.prepare import prepare, restore
 from ajour.terms.pattern import NM
 from pruned import bits, keep_mask
 
-ROOT = Path(__file__).resolve().parents[2]
 TWO_FOUR = NM(2, 4)
 PADDED = 512  # rows are padded to multiples of these
 
@@ -111,23 +109,9 @@ def test_values_that_tma_cannot_address_are_moved() -> None:
 
 
 @pytest.fixture(scope="module")
-def cutlass_layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cutlass_layouts(compiled: Callable[[str], Path]) -> Path:
     """The program that reads our packed form by CUTLASS's layouts."""
-    package, nvcc = importlib.util.find_spec("cutlass_library"), shutil.which("nvcc")
-    found = [*ROOT.glob("build/*/cutlass-4.2")]
-    if package is not None and package.submodule_search_locations:
-        found.append(Path(package.submodule_search_locations[0]) / "source" / "include")
-    if not found or nvcc is None:
-        pytest.skip("CUTLASS's headers or CUDA's were not found: nothing was compared with CUTLASS's own layouts")
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False)
-    top = next(line.split("=", 1)[1] for line in dry.stderr.splitlines() if line.startswith("#$ TOP="))
-    cuda = [*Path(top).glob("include"), *Path(top).glob("targets/*/include")]
-    includes = [found[0], *cuda, *(folder / "cccl" for folder in cuda)]
-    program = tmp_path_factory.mktemp("cutlass") / "layouts"
-    flags = ["-std=c++17", "-O1", "-w", f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in includes)]
-    source = Path(__file__).with_name("cutlass_layouts.cpp")
-    subprocess.run([shutil.which("c++") or "g++", *flags, str(source), "-o", str(program)], check=True)
-    return program
+    return compiled("cutlass_layouts.cpp")
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 16), (512, 128), (1000, 528)])

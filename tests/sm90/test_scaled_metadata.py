@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 
 from ajour.ops.scaled_nm_linear.sm90_kernel import pack_positions, unpack_positions
 
-ROOT = Path(__file__).resolve().parents[2]
 PADDED = 512  # rows of the packed form are a multiple of it
 SIDES = ((8, 32), (512, 128), (512, 256), (1000, 544), (64, 992))
 
@@ -35,23 +33,9 @@ def test_unpacking_is_the_inverse_and_padding_is_legal(n: int, k: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def scaled_layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scaled_layouts(compiled: Callable[[str], Path]) -> Path:
     """The program that reads our packed form by CUTLASS's layout."""
-    package, nvcc = importlib.util.find_spec("cutlass_library"), shutil.which("nvcc")
-    found = [*ROOT.glob("build/*/cutlass-4.2")]
-    if package is not None and package.submodule_search_locations:
-        found.append(Path(package.submodule_search_locations[0]) / "source" / "include")
-    if not found or nvcc is None:
-        pytest.skip("CUTLASS's headers or CUDA's were not found: nothing was compared with CUTLASS's own layout")
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False)
-    top = next(line.split("=", 1)[1] for line in dry.stderr.splitlines() if line.startswith("#$ TOP="))
-    cuda = [*Path(top).glob("include"), *Path(top).glob("targets/*/include")]
-    includes = [found[0], *cuda, *(folder / "cccl" for folder in cuda)]
-    program = tmp_path_factory.mktemp("cutlass") / "layouts"
-    flags = ["-std=c++17", "-O1", "-w", *(f"-isystem{folder}" for folder in includes)]
-    source = Path(__file__).with_name("scaled_layouts.cpp")
-    subprocess.run([shutil.which("c++") or "g++", *flags, str(source), "-o", str(program)], check=True)
-    return program
+    return compiled("scaled_layouts.cpp")
 
 
 @pytest.mark.parametrize(("n", "k"), SIDES)

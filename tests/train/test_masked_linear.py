@@ -99,19 +99,71 @@ def test_products_are_chosen_before_and_said() -> None:
 
 
 def test_measured_products_leave_gradients_and_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for dense, blocks, chosen in ((9.0, 5.0, "blocks"), (5.0, 9.0, "dense"), (9.0, 8.9, "dense")):
-        timings = [Timing(us, us - 0.2, us + 0.2) for us in (dense, blocks)]
+    for dense, onednn, blocks, chosen in (
+        (9.0, 7.0, 5.0, "blocks"), (5.0, 9.0, 9.0, "dense"), (9.0, 9.0, 8.9, "dense"), (9.0, 5.0, 7.0, "onednn"),
+        (9.0, 5.0, 4.9, "onednn"),
+    ):  # fmt: skip
+        times = {"dense": dense, "onednn": onednn, "blocks": blocks}
 
-        def measured(sides: list[Side], timer: object, found: list[Timing] = timings) -> list[Timing]:
+        def measured(sides: list[Side], timer: object, times: dict[str, float] = times) -> list[Timing]:
             for side in sides:
                 side.calls[0]()
-            return found
+            assert [side.name for side in sides] == list(times)
+            return [Timing(times[side.name], times[side.name] - 0.2, times[side.name] + 0.2) for side in sides]
 
         monkeypatch.setattr("ajour.train.linear.measure", measured)
         model = nn.Sequential(nn.Linear(16, 24))
         masks = Masks.from_pattern(model, Block(8, 8), 0.4)
         assert mask_linears(model, masks, Block(8, 8), rows=4)[0].products == chosen
         assert model[0].weight.grad is None
+
+
+def test_without_blocks_the_faster_dense_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    timings = [Timing(us, us - 0.2, us + 0.2) for us in (9.0, 5.0)]
+    monkeypatch.setattr("ajour.train.linear.measure", lambda sides, timer: timings[: len(sides)])
+    for dtype, chosen in ((torch.float32, "onednn"), (torch.float64, "dense")):
+        model = nn.Sequential(nn.Linear(16, 24)).to(dtype)
+        masks = Masks.from_pattern(model, Unstructured(), 0.4)
+        assert mask_linears(model, masks, rows=4)[0].products == chosen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_onednn_gives_the_gradients_of_a_masked_dense_layer(dtype: torch.dtype) -> None:
+    for n, k in SHAPES:
+        keep = keep_mask(Unstructured(), n, k)
+        masked = MaskedLinear(nn.Linear(k, n).to(dtype), keep, products="onednn")
+        x = torch.randn(4, 3, k).to(dtype).transpose(0, 1).requires_grad_()
+        for dy in (torch.randn(3, 4, n).to(dtype), torch.ones(n).to(dtype).expand(3, 4, n)):
+            masked.weight.grad = x.grad = None
+            y = masked(x)
+            y.backward(dy)
+            rows, columns, w = dy.reshape(-1, n), x.detach().reshape(-1, k), masked.weight.detach()
+            truth(columns, w, masked.bias.detach(), None, "none").check(y.detach().reshape(-1, n), "y")
+            truth(rows, w.T.contiguous(), None, None, "none").check(x.grad.reshape(-1, k), "dx")
+            truth(rows.T.contiguous(), columns.T.contiguous(), None, None, "none").check(
+                torch.where(keep, masked.weight.grad, rows.T @ columns), "dw"
+            )
+            assert not bits(masked.weight.grad)[~keep].any()
+        masked(torch.empty(0, k, dtype=dtype)).sum().backward()
+
+
+def test_onednn_leaves_second_derivatives_and_autocast_as_they_are() -> None:
+    keep = keep_mask(Unstructured(), 8, 6)
+    masked = MaskedLinear(nn.Linear(6, 8), keep, products="onednn")
+    plain = MaskedLinear(masked.to_linear(), keep, products="dense")
+    x, found = torch.randn(5, 6, requires_grad=True), []
+    for each in (masked, plain):
+        (dx,) = torch.autograd.grad(each(x).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(dx.square().sum(), each.weight)[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            y = each(x)
+        assert y.dtype == torch.bfloat16
+        found.append(torch.autograd.grad(y.float().sum(), each.weight)[0])
+        assert found[-1].dtype == torch.float32
+    assert torch.allclose(found[0], found[2], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found[1], found[3], rtol=2e-2, atol=2e-2)
+    with pytest.raises(PatternError, match=r"products='onednn' .* expected 'dense' for a weight of torch.float64"):
+        MaskedLinear(nn.Linear(4, 4).double(), None, products="onednn")
 
 
 def test_products_follow_the_mask_wherever_it_comes_from(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // What happens to a sum of the CUTLASS kernels before it is stored, as nodes of CUTLASS's epilogue tree.
 #pragma once
+#include "cuda/sm90/linear.h"
 #include "cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp"
 
 namespace ajour::cuda {
@@ -59,6 +60,27 @@ struct Finish<cutlass::Array<float, N, REGISTERS>> {
   }
 };
 
+// activation(w_scale * x_scale * sum + bias) + residual, in float. Powers of two: the scales round nothing.
+template <class T>
+struct ScaledFinish {
+  using Arguments = FinishArguments;
+};
+
+template <int N, bool REGISTERS>
+struct ScaledFinish<cutlass::Array<float, N, REGISTERS>> {
+  using Arguments = FinishArguments;
+  using Values = cutlass::Array<float, N, REGISTERS>;
+
+  __device__ __forceinline__ Values operator()(const Values& sums, const Values& w_scales, const Values& x_scales,
+                                               const Values& bias, const Values& residual,
+                                               const FinishArguments& wanted) const {
+    Values scaled;
+#pragma unroll
+    for (int i = 0; i < N; ++i) scaled[i] = sums[i] * w_scales[i] * x_scales[i];
+    return Finish<Values>{}(scaled, bias, residual, wanted);
+  }
+};
+
 // The residual [m, n], or zeros where there is none: CUTLASS's own node always loads, and multiplying what was not
 // loaded by zero would keep a NaN.
 struct Residual : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
@@ -115,6 +137,35 @@ struct Residual : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
   }
 
   bool present = false;
+};
+
+// The trees: what ends a product whose y is of Element, in tiles of Tile, and its arguments.
+template <class Element, class Tile>
+struct Sm90Finish {
+  template <class T>
+  using OfFeature =  // may stand anywhere
+      cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, T, float, cute::Stride<cute::_1, cute::_0, int64_t>, 1>;
+  using OfRow =
+      cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, float, float, cute::Stride<cute::_0, cute::_1, int64_t>, 1>;
+  using Sum = cutlass::epilogue::fusion::Sm90AccFetch;
+  template <template <class> class Finished>
+  using Computed =
+      cutlass::epilogue::fusion::Sm90Compute<Finished, Element, float, cutlass::FloatRoundStyle::round_to_nearest>;
+  using Plain = cutlass::epilogue::fusion::Sm90EVT<Computed<Finish>, Sum, OfFeature<Element>, Residual>;
+  using Scaled = cutlass::epilogue::fusion::Sm90EVT<Computed<ScaledFinish>, Sum, OfFeature<float>, OfRow,
+                                                    OfFeature<Element>, Residual>;
+
+  static typename Plain::Arguments plain(const Sm90Call& call) {
+    return {{}, {static_cast<const Element*>(call.bias)}, {call.residual != nullptr}, {call.activation}};
+  }
+  static typename Scaled::Arguments scaled(const Sm90Call& call) {
+    return {{},
+            {call.w_scales},
+            {call.x_scales},
+            {static_cast<const Element*>(call.bias)},
+            {call.residual != nullptr},
+            {call.activation}};
+  }
 };
 
 }  // namespace ajour::cuda

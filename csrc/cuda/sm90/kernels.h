@@ -1,4 +1,4 @@
-// Which configurations of the kernels for sm_90a were built: the same names for both dtypes.
+// Which configurations of the kernels for sm_90a were built.
 #pragma once
 #include <string>
 #include <vector>
@@ -7,10 +7,10 @@
 
 namespace ajour::cuda {
 
-// In the order of AJOUR_SM90_CONFIGS, the default first.
+// Of each dtype in the order of AJOUR_SM90_CONFIGS, its default first.
 const std::vector<Sm90Kernel>& sm90_kernels();
 
-// Throws KernelError if there is none of this name.
-const Sm90Kernel& sm90_kernel(const std::string& name, bool bfloat16);
+// Throws KernelError if there is none of this name and dtype ("bfloat16", "float16", "e4m3").
+const Sm90Kernel& sm90_kernel(const std::string& name, const std::string& dtype);
 
 }  // namespace ajour::cuda

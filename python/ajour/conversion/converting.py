@@ -38,8 +38,9 @@ def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable:
     plan:      a Plan, or an example of the model's inputs, for which one is made first.
     fuse:      an activation that provably follows a layer directly, and that no other class of the model sees, is
                folded into it; a part called on its own afterwards (`model[0](x)`) includes it.
-    trainable: the new layers hold values that require gradients, whatever the old weights did, and run through the
-               `reference` kernel; layers that the plan keeps dense stay what they are, and what it splits is a bitmap.
+    trainable: the new layers hold values that require gradients, whatever the old weights did, and run through kernels
+               that read these as they are: blocks through compiled ones or Triton's, other patterns through
+               `reference`; layers that the plan keeps dense stay what they are, and what it splits is a bitmap.
 
     Every swap is checked before the first one is made, and any failure leaves the model as it was, bit for bit.
     Parameters are replaced: build optimizers after converting, and don't keep a layer or a weight outside the model, as

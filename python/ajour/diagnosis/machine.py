@@ -62,8 +62,9 @@ def _pages() -> Finding:
 
 def _cuda_build() -> Finding:
     if _native.HAS_CUDA:
-        configs = ", ".join(_native.native.sm90_configs) or "not built, for want of CUTLASS's headers (nvidia-cutlass)"
-        return Finding("CUDA kernels", "ok", f"built in; cuda_sm90: {configs}")
+        built = [f"{name} {', '.join(configs)}" for name, configs in _native.native.sm90_configs.items() if configs]
+        said = "; ".join(built) or "not built, for want of CUTLASS's headers (nvidia-cutlass)"
+        return Finding("CUDA kernels", "ok", f"built in; cuda_sm90: {said}")
     return Finding("CUDA kernels", "absent", "not built", "put nvcc on the PATH and reinstall ajour with AJOUR_CUDA=ON")
 
 

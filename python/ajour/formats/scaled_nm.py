@@ -70,6 +70,11 @@ class ScaledNMMatrix(SparseMatrix):
         values, positions, scales = self._tensors.values()
         return NMMatrix({"values": unround(values, scales), "positions": positions}, self.pattern, self.shape)
 
+    def rows(self, first: int, stop: int) -> ScaledNMMatrix:
+        """Rows first to stop - 1 as a matrix of their own, in this one's memory."""
+        tensors = {name: t[first:stop] for name, t in self._tensors.items()}
+        return type(self)(tensors, self.pattern, (stop - first, self.shape[1]))
+
     def to_dense(self) -> Tensor:
         self._check_sizes(self._tensors, self.pattern, self.shape)
         return self.to_nm().to_dense()

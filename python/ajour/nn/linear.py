@@ -149,7 +149,7 @@ class SparseLinear(nn.Module):
     def _hold(self, matrix: SparseMatrix, selected: Sequence[Choice] | None = None) -> None:
         """Packs the matrix for `selected`, by default for the wanted kernels, and holds that instead."""
         if self.trainable:
-            selected = canonical_choice(self.op, matrix)
+            selected = canonical_choice(self.op, matrix, self.choices)
         elif selected is None:
             selected = select(self.op, matrix, self.activation, self.choices)
         packed, self.kernels = prepare(self.op, matrix, selected)

@@ -10,13 +10,26 @@ from ajour.ops.functional import problem_of
 from ajour.ops.gradients import TRAINING_CONFIG
 from ajour.ops.library import LinearOp
 from ajour.ops.prepare import Choice
+from ajour.terms.errors import KernelError
+from ajour.terms.kernel import Kernel
+from ajour.terms.problem import Problem
 
 MANY = 65536  # rows that stand for "any number" when a kernel without a limit is asked whether it takes them
 
 
-def canonical_choice(op: LinearOp, matrix: SparseMatrix) -> tuple[Choice, ...]:
-    """The first kernel that reads the canonical form itself: for training, and on `meta` where nothing runs."""
+def canonical_choice(op: LinearOp, matrix: SparseMatrix, wanted: Sequence[Choice] | None = None) -> tuple[Choice, ...]:
+    """Kernels that read the canonical form itself: for training, and on `meta` where nothing runs.
+
+    `wanted` if all of these do and take the matrix, else the first one of the op's table that takes it. What a plan has
+    timed for inference is no guide here: packed values can't be trained, and few kernels read others, one on a CPU and
+    one on a GPU, which leaves their configurations to choose. A rule names these when a layer is built, once and
+    readably in `layer.kernels`; a plan that names `triton_blocks` and "forward / dx / dw" itself is obeyed instead.
+    What measuring the three would bring is not measured on a GPU.
+    """
     if matrix.device.type != "meta":
+        reads_it = wanted is not None and all(op.kernel(name).packing == "canonical" for _, name, _ in wanted)
+        if wanted and reads_it and why_not(op, matrix, "none", wanted) is None:
+            return tuple(wanted)
         problem = problem_of(matrix, MANY)
         for kernel in op.kernels.values():
             if kernel.packing == "canonical" and kernel.why_not(problem) is None:
@@ -28,16 +41,18 @@ def canonical_choice(op: LinearOp, matrix: SparseMatrix) -> tuple[Choice, ...]:
 def why_not(op: LinearOp, matrix: SparseMatrix, activation: str, choices: Sequence[Choice]) -> str | None:
     """None if every named kernel takes this matrix at some number of its rows, else a refusal in one sentence.
 
-    A kernel that is no good at other rows says so for the planner's sake; it is right at any. Raises KernelError for a
-    kernel that the op does not have.
+    A kernel that is no good at other rows says so for the planner's sake; it is right at any. A configuration must be
+    one that this build runs: a plan may come from another. Raises KernelError for a kernel that the op does not have.
     """
     problem = problem_of(matrix, 1, activation)
     lowest = 1
-    for limit, name, _ in choices:
+    for limit, name, config in choices:
         kernel = op.kernel(name)
         refusals = [kernel.why_not(replace(problem, m=m)) for m in _between(lowest, limit or max(lowest, MANY))]
         if all(refusals):
             return f"kernel {name!r} refuses it: {refusals[0]}"
+        if refusal := _why_not_config(kernel, problem, config):
+            return f"kernel {name!r} can't run its configuration: {refusal}"
         lowest = (limit or 0) + 1
     return None
 
@@ -52,6 +67,22 @@ def select(op: LinearOp, matrix: SparseMatrix, activation: str, wanted: Sequence
     takers = [kernel for kernel in op.kernels.values() if kernel.why_not(replace(problem, m=1)) is None]
     kernel = next((kernel for kernel in takers if kernel.why_not(problem) is None), None) or op.first(problem)
     return ((None, kernel.name, kernel.configs(problem)[0]),)
+
+
+def _why_not_config(kernel: Kernel, problem: Problem, config: str) -> str | None:
+    """None for the empty one, which every kernel takes, and for what the kernel knows, at whatever number of rows."""
+    if not config:
+        return None
+    if kernel.check is not None:
+        try:
+            kernel.check(problem, config)
+        except KernelError as error:
+            return str(error)
+        return None
+    known = dict.fromkeys(c for m in _between(1, MANY) for c in kernel.configs(replace(problem, m=m)))
+    if config in known:
+        return None
+    return f"{config!r} is none of those it has here: {', '.join(filter(None, known)) or 'the default alone'}"
 
 
 def _between(lowest: int, highest: int) -> Iterator[int]:

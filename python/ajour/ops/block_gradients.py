@@ -54,7 +54,8 @@ def _sampled(kernels: str, dy: Tensor, x: Tensor, packed: Sequence[Tensor]) -> T
 def training_config(kernel: Kernel, problem: Problem) -> str:
     """The likely best configuration for each product of a layer that is trained: "forward / dx / dw".
 
-    dx is the forward of the turned weight, so its part is one for that weight. Empty for a kernel without choices.
+    dx is the forward of the turned weight, so its part is one for that weight. Empty for a kernel without choices, as
+    those of the CPU are. It becomes a part of the layer's row table when the layer is built, and is asked for no more.
     """
     assert isinstance(problem.pattern, Block)
     turned = Block(problem.pattern.cols, problem.pattern.rows)

@@ -25,7 +25,7 @@ class count_calls(TorchDispatchMode):  # noqa: N801, used like a function: `with
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: Counter[str] = Counter()
         self.kernels: Counter[tuple[str, str]] = Counter()
-        self._names = {op.call: name for name, op in LINEAR_OPS.items()}
+        self._names = {op.registered: name for name, op in LINEAR_OPS.items()}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None

@@ -72,9 +72,9 @@ def limits_of(device: int) -> Any:
 
 
 @cache
-def shape_of(tokens: int, n: int, k: int, columns: int, room: int, config: str, device: int) -> Any:
-    """The DecodeShape for up to `tokens` rows, remembered: the same in every call of a layer."""
-    return native.DecodeShape(tokens, n, k, columns, room, limits_of(device), *parse_config(config))
+def shape_of(m: int, n: int, k: int, columns: int, room: int, config: str, device: int) -> Any:
+    """The DecodeShape for m rows, remembered: the same in every call of a layer."""
+    return native.DecodeShape(m, n, k, columns, room, limits_of(device), *parse_config(config))
 
 
 def in_pieces(
@@ -95,11 +95,6 @@ def in_pieces(
     return y
 
 
-def columns_together(x: Tensor) -> Tensor:
-    """x, or a copy if the elements of a row are apart."""
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def launch(
     product: Callable[..., None],
     head: tuple[Any, ...],
@@ -112,16 +107,20 @@ def launch(
 ) -> Tensor:
     """One call of a compiled product, y: [m, n]: `head` is what it takes before x, `room` its scratch in 16-bit words.
 
-    Nothing here waits for the device, and all memory is torch's, so that a graph can hold the call.
+    Nothing here waits for the device, and this memory is torch's, so that a graph can hold the call.
     """
-    device = x.get_device()
-    y = x.new_empty(x.shape[0], entry.n)
+    stride, within_row = x.stride()
+    if within_row != 1:
+        x = x.contiguous()
+        stride = entry.k
+    m, device = x.shape[0], x.get_device()
+    y = x.new_empty(m, entry.n)
     scratch = x.new_empty(room) if room else None
     product(
         *head,
         x.data_ptr(),
-        x.stride(0),
-        x.shape[0],
+        stride,
+        m,
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         y.data_ptr(),
@@ -132,11 +131,6 @@ def launch(
         stream_of(device),
     )
     return y
-
-
-def tokens_of(m: int) -> int:
-    """The rows of the tile that m rows of x fill."""
-    return 8 if m <= 8 else 16 if m <= 16 else 32 if m <= 32 else 64
 
 
 def stream_of(device: int) -> int:

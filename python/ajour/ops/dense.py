@@ -41,17 +41,19 @@ def apply_activation(y: Tensor, activation: str) -> Tensor:
 
 
 def masked_linear(
-    x: Tensor, w: Tensor, stored: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
+    x: Tensor, w: Tensor, stored: Callable[[], Tensor], bias: Tensor | None, residual: Tensor | None, activation: str
 ) -> Tensor:
-    """activation(x @ w.T + bias) + residual over the stored: bool [n, k] places of w alone; x: [m, k], y: [m, n].
+    """activation(x @ w.T + bias) + residual over the stored() places of w alone; x: [m, k], y: [m, n].
 
     A zero in a dense product would turn Inf and NaN of x into NaN, so the rows of x that hold one are summed product by
-    product, over stored places.
+    product. stored: () -> bool [n, k], asked for such rows alone, as finding it takes as long as finding w.
     """
     y = linear(x, w, bias)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    for row in (~torch.isfinite(x)).any(1).nonzero().flatten().tolist():
-        products = torch.where(stored, x[row].to(wide) * w.to(wide), 0.0)
+    infinite = (~torch.isfinite(x)).any(1).nonzero().flatten().tolist()
+    places = stored() if infinite else w  # which nobody asks for then
+    for row in infinite:
+        products = torch.where(places, x[row].to(wide) * w.to(wide), 0.0)
         total = products.sum(1) if bias is None else products.sum(1) + bias
         y[row] = total.to(x.dtype)
     y = _ACTIVATIONS[activation](y)

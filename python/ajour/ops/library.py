@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ajour._native import native
 from ajour.formats.matrix import DTYPES, SparseMatrix
 from ajour.memory import HOST
+from ajour.ops import raised
+from ajour.ops.compiled import FLOATS, CompiledRun
 from ajour.ops.dense import apply_activation
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
@@ -34,6 +37,7 @@ class LinearOp:
     name: str
     matrix: type[SparseMatrix]
     kernels: dict[str, Kernel]
+    registered: Callable[..., Tensor]  # as torch knows it, without gradients
 
     def kernel(self, name: str) -> Kernel:
         """The kernel of that name; raises KernelError."""
@@ -51,11 +55,20 @@ class LinearOp:
             refusals.append(f"{kernel.name}: {reason}")
         raise KernelError(f"{self.name} has no kernel for {problem}; " + "; ".join(refusals))
 
-    @property
-    def call(self) -> Callable[..., Tensor]:
-        """The registered op, without gradients."""
-        registered: Callable[..., Tensor] = getattr(torch.ops.ajour, self.name).default
-        return registered
+    def call(
+        self,
+        x: Tensor,
+        packed: list[Tensor],
+        bias: Tensor | None,
+        kernels: str,
+        activation: str,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """The registered op, with errors of their own type: the compiled part can only pass on that there was one."""
+        try:
+            return self.registered(x, packed, bias, kernels, activation, residual)
+        except RuntimeError as error:
+            raise raised.taken(error) from None
 
     @property
     def weight(self) -> Callable[..., Tensor]:
@@ -66,7 +79,9 @@ class LinearOp:
 
 def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kernel]) -> LinearOp:
     """Registers `ajour::name` for CPU and CUDA, with its fake and its autocast rule, and `ajour::name_weight`."""
-    op = LinearOp(name, matrix, {kernel.name: kernel for kernel in kernels})
+    LIBRARY.define(name + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+    registered: Callable[..., Tensor] = getattr(torch.ops.ajour, name).default
+    op = LinearOp(name, matrix, {kernel.name: kernel for kernel in kernels}, registered)
 
     @cache
     def table_of(text: str) -> RowTable:
@@ -75,6 +90,7 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
             op.kernel(entry.kernel)
         if table.dtype not in _DTYPES:
             raise KernelError(f"{name} has no weights of dtype {table.dtype!r}; expected {', '.join(_DTYPES)}")
+        _tell_compiled_part(op, table)
         return table
 
     run = _implementation(op, table_of)
@@ -83,13 +99,34 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
         check_devices(name, x, [*packed, bias, *rest[2:]])
         return run(x, packed, bias, *rest)
 
-    LIBRARY.define(name + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, run, "CPU")  # never sees a tensor of another device: the dispatcher prefers that device's key
+    # "CPU" never sees a tensor of another device: the dispatcher prefers that device's key
+    if _some_compiled(op):
+        LIBRARY.define(f"{name}_python{SCHEMA}")
+        LIBRARY.impl(f"{name}_python", raised.kept(run), "CPU")
+        native.implement_linear(name, ACTIVATIONS)
+    else:
+        LIBRARY.impl(name, run, "CPU")
     LIBRARY.impl(name, run_on_cuda, "CUDA")
     _register_fake(op, table_of)
     _register_autocast(op)
     _register_weight(op, table_of)
     return op
+
+
+def _some_compiled(op: LinearOp) -> bool:
+    return any(isinstance(kernel.run, CompiledRun) for kernel in op.kernels.values())
+
+
+def _tell_compiled_part(op: LinearOp, table: RowTable) -> None:
+    """From now on it takes calls with this table, for rows that a kernel with a compiled function serves, by itself."""
+    if table.dtype not in FLOATS or not _some_compiled(op):
+        return
+    entries = []
+    for limit, entry in zip(table.limits, table.entries, strict=True):
+        run = op.kernels[entry.kernel].run
+        compiled = run.compiled(entry) if isinstance(run, CompiledRun) else None
+        entries.append((limit, entry.start, entry.stop, compiled))
+    native.add_linear_table(op.name, str(table), table.n, table.k, FLOATS[table.dtype], table.needs, entries)
 
 
 def _implementation(op: LinearOp, table_of: Callable[[str], RowTable]) -> Callable[..., Tensor]:
@@ -203,10 +240,10 @@ def _register_autocast(op: LinearOp) -> None:
             name = parse_row_table(kernels).dtype
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 if name == "float64" or name not in _DTYPES:
-                    return op.call(x, packed, bias, kernels, activation, residual)
+                    return op.registered(x, packed, bias, kernels, activation, residual)
                 x = x.to(_DTYPES[name])
                 bias, residual = (None if t is None else t.to(x.dtype) for t in (bias, residual))
-                y = op.call(x, packed, bias, kernels, activation, residual)
+                y = op.registered(x, packed, bias, kernels, activation, residual)
             return y.to(torch.get_autocast_dtype(x.device.type))
 
         LIBRARY.impl(op.name, autocast, key)

@@ -32,7 +32,10 @@ def reference_kernel(matrix: type[SparseMatrix], expand: Expand) -> Kernel:
         entry: RowEntry,
     ) -> Tensor:
         shape = (entry.n, entry.k)
-        stored = expand([torch.ones_like(packed[0]), *packed[1:]], entry.pattern, shape) != 0
+
+        def stored() -> Tensor:
+            return expand([torch.ones_like(packed[0]), *packed[1:]], entry.pattern, shape) != 0
+
         return masked_linear(x, expand(packed, entry.pattern, shape), stored, bias, residual, activation)
 
     def unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> SparseMatrix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -61,7 +62,19 @@ def tiles(problem: Problem, n: tuple[int, ...], k: tuple[int, ...]) -> tuple[str
     return tuple(str(tile) for tile in found if tile.fits(problem.dtype))
 
 
-def triton_kernel(module: str, canonical: Kernel, *, name: str = "triton", transposed: bool = False) -> Kernel:
+def check_tile(problem: Problem, config: str) -> None:
+    """Raises KernelError for a configuration that is no tile."""
+    parse_tile(config)
+
+
+def triton_kernel(
+    module: str,
+    canonical: Kernel,
+    *,
+    name: str = "triton",
+    check: Callable[[Problem, str], None] = check_tile,
+    transposed: bool = False,
+) -> Kernel:
     """The record of the kernel in that module, which offers why_not, configs, run and, if `transposed`, run_t.
 
     It reads the packed tensors of `canonical`: the canonical ones need no second copy and can be trained.
@@ -83,7 +96,8 @@ def triton_kernel(module: str, canonical: Kernel, *, name: str = "triton", trans
         dx: Tensor = import_module(module).run_t(*args)
         return dx
 
-    return replace(canonical, name=name, why_not=why_not, run=run, configs=configs, run_t=run_t if transposed else None)
+    back = run_t if transposed else None
+    return replace(canonical, name=name, why_not=why_not, run=run, configs=configs, check=check, run_t=back)
 
 
 def triton_sampled(module: str, name: str) -> SampledKernel:

@@ -40,6 +40,8 @@ class Kernel:
                `entry` is a RowEntry (n, k, pattern, config).
     configs:   every configuration worth timing, each a short string that `run` and `prepack` understand; the planner
                times them and writes the winner into the plan.
+    check:     (problem, config) -> None; raises KernelError for a configuration that `run` would refuse, in this build
+               or for this problem. None where those that `configs` lists are all there are.
     run_t:     (dy: [m, n], packed, entry) -> dy @ w: [m, k], with x as `run` has it; None where a gradient goes through
                the dense weight.
     planned:   whether a plan may choose it; a kernel that is there for training is not worth timing.
@@ -52,6 +54,7 @@ class Kernel:
     unpack: Callable[[Sequence[Any], Any, tuple[int, int]], Any]
     run: Callable[..., Any]
     configs: Callable[[Problem], tuple[str, ...]] = no_configs
+    check: Callable[[Problem, str], None] | None = None
     run_t: Callable[..., Any] | None = None
     planned: bool = True
 

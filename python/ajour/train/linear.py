@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ajour.planning.timing import CudaTimer, Side, cpu_timer, differ, measure
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import Block, Pattern
 from ajour.train.block_products import BlockProducts
+from ajour.train.dense_products import linear_under_mask, why_not_onednn
 from ajour.train.mask import Mask
 from ajour.train.masks import check_shape
 from ajour.train.units import ENTRIES, live_units
 
-DENSE, BLOCKS = "dense", "blocks"
-
-
-def masked_weight_gradient(dy: Tensor, x: Tensor, mask: Mask) -> Tensor:
-    """dw: [n, k] = dy: [m, n] transposed @ x: [m, k] where the mask keeps the weight, else +0.0."""
-    dw = dy.t() @ x
-    mask.apply_(dw)
-    return dw
-
-
-class _Masked(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: MaskedLinear
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.layer, ctx.bias_dtype = layer, None if bias is None else bias.dtype
-        return functional.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        rows = dy.reshape(-1, dy.shape[-1])
-        dx = (dy @ weight.to(dy.dtype)).to(x.dtype) if needs_x else None  # autocast may have rounded y
-        dw = (
-            masked_weight_gradient(rows, x.reshape(-1, x.shape[-1]).to(dy.dtype), ctx.layer.mask).to(weight.dtype)
-            if needs_weight
-            else None
-        )
-        return dx, dw, rows.sum(0).to(ctx.bias_dtype) if needs_bias else None, None
+DENSE, ONEDNN, BLOCKS = "dense", "onednn", "blocks"
 
 
 class MaskedLinear(nn.Linear):
@@ -57,11 +28,12 @@ class MaskedLinear(nn.Linear):
     outside the mask. SGD without decay and momentum then keeps it there, MaskedAdamW and MaskedSGD whatever they do.
 
     products: "blocks" computes y, dx and dw through the live blocks alone, as a converted layer does, with the cost of
-    taking them out of the weight and putting dw back; "dense" computes dense products, and clears dw outside the mask.
-    None takes "blocks" where the pattern is Block(rows, cols), which needn't be faster: `mask_linears(..., rows=)`
-    measures both. Forward and backward of 1024 rows of x, 3072 x 768 float32 in blocks of 32 x 32, on one thread of an
-    AMD EPYC (Zen 5): 135 ms dense, 12.5 at density 0.1, 33 at 0.3, 39 at 0.5; of 32 rows 5.9, 1.6, 2.6 and 6.6.
-    Not measured on a GPU.
+    taking them out of the weight and putting dw back; "dense" computes dense products, and clears dw outside the mask;
+    "onednn" does the same by oneDNN, which is faster where torch's own linear isn't by oneDNN (float32 on AMD). None
+    takes "blocks" where the pattern is Block(rows, cols), else "dense", which needn't be the fastest:
+    `mask_linears(..., rows=)` measures what the layer can run. Forward and backward of 1024 rows of x, 3072 x 768
+    float32 in blocks of 32 x 32, on one thread of an AMD EPYC (Zen 5): 128 ms dense, 70 by oneDNN, 11 by blocks at
+    density 0.1, 44 at 0.5; of 32 rows 7.3, 4.4, 2.6 and 3.7. Not measured on a GPU.
 
     `train.finish(model)` turns it back into the nn.Linear that plan and convert know.
 
@@ -85,10 +57,12 @@ class MaskedLinear(nn.Linear):
         if not isinstance(mask, Mask):
             mask = Mask.from_dense(linear.weight.detach() != 0 if mask is None else mask)
         self.weight, self.bias, self.pattern = linear.weight, linear.bias, pattern
-        self.products = products or (BLOCKS if isinstance(pattern, Block) else DENSE)
-        if self.products not in (DENSE, BLOCKS) or (self.products == BLOCKS and not isinstance(pattern, Block)):
+        can = self.possible_products()
+        self.products = products or (BLOCKS if BLOCKS in can else DENSE)
+        if self.products not in can:
             raise PatternError(
-                f"products={products!r} with {pattern}: expected {DENSE!r}, or {BLOCKS!r} with Block(...)"
+                f"products={products!r} with {pattern}: expected {' or '.join(map(repr, can))} for a weight of "
+                f"{self.weight.dtype} on {self.weight.device}; {BLOCKS!r} needs Block(...)"
             )
         self._blocks: BlockProducts | None = None
         self.register_buffer("bits", mask.bits)
@@ -108,10 +82,12 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x @ weight.T + bias."""
-        if self.products == BLOCKS:
-            return self._block_products().linear(input, self.weight, self.bias)
-        y: Tensor = _Masked.apply(input, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
-        return y
+        return self._run(self.products, input, self.weight, self.bias)
+
+    def _run(self, products: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if products == BLOCKS:
+            return self._block_products().linear(x, weight, bias)
+        return linear_under_mask(x, weight, bias, self.mask, products == ONEDNN)
 
     def _block_products(self) -> BlockProducts:
         """For the weight's dtype and device and these very bits, which a file may have been read into."""
@@ -121,6 +97,11 @@ class MaskedLinear(nn.Linear):
             live = live_units(self.mask.dense(), self.pattern, "weight")
             made = self._blocks = BlockProducts(live, self.pattern, w, self.bits)
         return made
+
+    def possible_products(self) -> list[str]:
+        """What `products` may be for this pattern, dtype and device, dense ways first."""
+        dense = [DENSE, ONEDNN] if why_not_onednn(self.weight) is None else [DENSE]
+        return [*dense, BLOCKS] if isinstance(self.pattern, Block) else dense
 
     def to_linear(self) -> nn.Linear:
         """The nn.Linear with the same parameters."""
@@ -159,9 +140,9 @@ def mask_linears(
 ) -> nn.Module:
     """Puts a MaskedLinear in the place of each nn.Linear whose weight has a mask, and returns the model.
 
-    rows: how many rows of x a training step brings. With it and pattern=Block(rows, cols) each layer's products are
-    the faster ones, measured now on random rows (`layer.products` says which); measure again when masks change much.
-    Optimizers made before go on. Raises PatternError, before anything changes, for a mask that isn't an nn.Linear's
+    rows: how many rows of x a training step brings. With it each layer's products are the fastest that it can run,
+    measured now on random rows (`layer.products` says which); measure again when masks change much. Optimizers made
+    before go on. Raises PatternError, before anything changes, for a mask that isn't an nn.Linear's
     weight or doesn't fit.
     """
     modules = dict(model.named_modules())
@@ -174,14 +155,16 @@ def mask_linears(
     for name, mask in masks.items():
         parent, _, leaf = name.rpartition(".")[0].rpartition(".")
         layer = MaskedLinear(getattr(model.get_submodule(parent), leaf), mask, pattern)
-        if rows is not None and layer.products == BLOCKS:
-            layer.products = faster_products(layer, rows)
+        if rows is not None:
+            layer.products = fastest_products(layer, rows)
         setattr(model.get_submodule(parent), leaf, layer)
     return model
 
 
-def faster_products(layer: MaskedLinear, rows: int) -> str:
-    """ "blocks" if a forward and backward of `rows` rows is measurably faster that way, else "dense"."""
+def fastest_products(layer: MaskedLinear, rows: int) -> str:
+    """The fastest way of a forward and backward of `rows` rows; one that isn't plain dense must win measurably, blocks
+    over the faster dense.
+    """
     w = layer.weight.detach()
     bias = None if layer.bias is None else layer.bias.detach().clone().requires_grad_()
     x = torch.randn(rows, layer.in_features, device=w.device).to(w.dtype).requires_grad_()
@@ -189,13 +172,15 @@ def faster_products(layer: MaskedLinear, rows: int) -> str:
     weight = w.clone().requires_grad_()
     wanted = [t for t in (x, weight, bias) if t is not None]
 
-    def dense() -> object:
-        return torch.autograd.grad(_Masked.apply(x, weight, bias, layer), wanted, dy)  # type: ignore[no-untyped-call]
-
-    def blocks() -> object:
-        return torch.autograd.grad(layer._block_products().linear(x, weight, bias), wanted, dy)
+    def step(products: str) -> object:
+        return torch.autograd.grad(layer._run(products, x, weight, bias), wanted, dy)
 
     timer = CudaTimer(graph=False) if w.device.type == "cuda" else cpu_timer
+    ways = layer.possible_products()
     with torch.enable_grad():
-        first, second = measure([Side(DENSE, [dense]), Side(BLOCKS, [blocks])], timer)
-    return BLOCKS if second.median < first.median and differ(first, second) else DENSE
+        times = dict(zip(ways, measure([Side(way, [partial(step, way)]) for way in ways], timer), strict=True))
+    best = DENSE
+    for way in ways:
+        if times[way].median < times[best].median and differ(times[way], times[best]):
+            best = way
+    return best

@@ -54,6 +54,7 @@ def _configs(problem: Problem) -> tuple[str, ...]:
 
 
 def _prepack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
+    matrix.validate()  # the index is made of its bits
     n, k = matrix.shape
     layout, held = rows_of(n, k), pack_rows(matrix)
     rows = rows_view(held, n, k)
@@ -94,7 +95,7 @@ def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
     data, index, order = packed
-    x, m = decode.columns_together(x), x.shape[0]
+    m = x.shape[0]
     if m > MOST_ROWS:
         return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, MOST_ROWS)
     layout, shape, room = _launch(m, entry.n, entry.k, entry.config, x.get_device())

@@ -8,22 +8,11 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.ops.block_linear import reference
+from ajour.ops.compiled import ACTIVATION_CODES, FLOATS, why_not
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Block
-from ajour.terms.problem import ACTIVATIONS, Problem
 from ajour.terms.row_table import RowEntry
-
-_DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
-_ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
-
-
-def _why_not(problem: Problem) -> str | None:
-    if problem.device != "cpu":
-        return f"it runs on the CPU, this layer is on {problem.device}"
-    if problem.dtype not in _DTYPES:
-        return f"it takes {', '.join(_DTYPES)}, this layer is {problem.dtype}"
-    return None
 
 
 def _product(
@@ -46,8 +35,8 @@ def _product(
     lent = native.BlockTensors(blocks.data_ptr(), *[index.data_ptr() for index in packed[1:6]], blocks.shape[0])
     native.block_product(
         native.BlockLayout(entry.pattern.rows, entry.pattern.cols), entry.n, entry.k, transposed, lent,
-        _DTYPES[entry.dtype], x.data_ptr(), m, x.stride(0), 0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(), _ACTIVATIONS[activation], y.data_ptr(),
+        FLOATS[entry.dtype], x.data_ptr(), m, x.stride(0), 0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(), ACTIVATION_CODES[activation], y.data_ptr(),
     )  # fmt: skip
     return y
 
@@ -66,7 +55,7 @@ def run_t(dy: Tensor, packed: Sequence[Tensor], entry: RowEntry) -> Tensor:
 KERNEL = Kernel(
     name="cpu_blocks",
     packing="canonical",
-    why_not=_why_not,
+    why_not=why_not,
     prepack=reference.KERNEL.prepack,
     unpack=reference.KERNEL.unpack,
     run=_run,

@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ajour.formats.block import BlockMatrix
-from ajour.ops.block_linear import blocks_kernel, native_kernel, reference, scheduled
+from ajour.ops.block_linear import blocks_kernel, native_kernel, reference, scheduled, triton_configs
 from ajour.ops.dense import dense_kernels
 from ajour.ops.library import define_linear
 from ajour.ops.transposed import define_transposed
 from ajour.ops.triton_door import triton_kernel
+from ajour.terms.kernel import Kernel
 
-_TRITON = "ajour.ops.block_linear.triton_kernel"
+
+def _triton(canonical: Kernel, name: str) -> Kernel:
+    module = "ajour.ops.block_linear.triton_kernel"
+    return triton_kernel(module, canonical, name=name, check=triton_configs.check, transposed=True)
+
 
 KERNELS = (
     native_kernel.KERNEL,
-    triton_kernel(_TRITON, scheduled.PACKING, transposed=True),
+    _triton(scheduled.PACKING, "triton"),
     *dense_kernels(BlockMatrix),
     blocks_kernel.KERNEL,
-    replace(triton_kernel(_TRITON, reference.KERNEL, name="triton_blocks", transposed=True), planned=False),
+    replace(_triton(reference.KERNEL, "triton_blocks"), planned=False),
     reference.KERNEL,
 )
 

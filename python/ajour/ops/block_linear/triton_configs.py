@@ -7,6 +7,7 @@ from functools import cache
 
 from ajour.ops.triton_door import Tile, parse_tile
 from ajour.terms.errors import KernelError
+from ajour.terms.kernel import config_of
 from ajour.terms.pattern import Block
 from ajour.terms.problem import Problem
 
@@ -53,6 +54,17 @@ def parse(config: str) -> Config:
     if config and str(found) != config:
         raise KernelError(f"{config!r} is no configuration; expected {str(Config())!r} or its like, then tma, tf32")
     return found
+
+
+def check(problem: Problem, config: str) -> None:
+    """Raises KernelError for a configuration that is none, or needs tensor descriptors that this problem can't have."""
+    assert isinstance(problem.pattern, Block)
+    capability, itemsize = problem.capability or (0, 0), 4 if problem.dtype == "float32" else 2
+    for product, width in (("forward", problem.k), ("dx", problem.n)):
+        named = config_of(config, product)
+        refusal = no_descriptors(problem.pattern, (width,), itemsize, capability) if parse(named).tma else None
+        if refusal:
+            raise KernelError(f"block_linear can't run the configuration {named!r}: {refusal}")
 
 
 def why_not(problem: Problem) -> str | None:

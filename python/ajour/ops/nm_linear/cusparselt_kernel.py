@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ajour.formats.nm import NMMatrix
+from ajour.ops.aligned import aligned
 from ajour.ops.dense import apply_activation
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
@@ -25,7 +26,6 @@ from ajour.terms.row_table import RowEntry
 
 _SIDE = 16  # n and k must be multiples of it, for 16-bit floats
 _ROWS = 8  # and so must the rows of x; they are padded
-_ALIGNED = 16  # bytes: what the library wants of each address
 _KNOWN_ALGORITHMS = 6  # tried where torch does not say how many there are; one that does not exist fails, and is out
 _UNPACKED = 4096  # columns of the weight that are read back at once
 _CONFIG = re.compile(r"a(\d+)")
@@ -61,15 +61,15 @@ def _algorithm(config: str) -> int:
     return int(found[1])
 
 
-def _aligned(t: Tensor) -> Tensor:
-    return t.clone() if t.data_ptr() % _ALIGNED else t
+def _check(problem: Problem, config: str) -> None:
+    _algorithm(config)
 
 
 def _multiply(x: Tensor, blob: Tensor, bias: Tensor | None, algorithm: int) -> Tensor:
     """y: [m, n], contiguous; the weight is the library's left operand."""
     m = x.shape[0]
-    x = pad(x, (0, 0, 0, -m % _ROWS)) if m % _ROWS else _aligned(x.contiguous())
-    bias = None if bias is None else _aligned(bias)
+    x = pad(x, (0, 0, 0, -m % _ROWS)) if m % _ROWS else aligned(x.contiguous())
+    bias = None if bias is None else aligned(bias)
     y: Tensor = torch._cslt_sparse_mm(blob, x.t(), bias=bias, transpose_result=True, alg_id=algorithm)
     return y[:m]
 
@@ -108,4 +108,5 @@ KERNEL = Kernel(
     unpack=_unpack,
     run=_run,
     configs=_configs,
+    check=_check,
 )

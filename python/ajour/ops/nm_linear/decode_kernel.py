@@ -45,18 +45,18 @@ def _configs(problem: Problem) -> tuple[str, ...]:
 
 
 @cache
-def _launch(keep: int, group: int, n: int, k: int, tokens: int, config: str, device: int) -> tuple[Any, Any, Any, int]:
+def _launch(keep: int, group: int, n: int, k: int, m: int, config: str, device: int) -> tuple[Any, Any, Any, int]:
     """Product, layout, shape, words of scratch: the same in every call of a layer. Numbers as keys hash fast."""
     layout = slabs.layout_of(NM(keep, group), n, k)
     product = native.lanes_decode if config.startswith(LANES) else native.nm_decode
-    shape = decode.shape_of(tokens, n, k, layout.columns, layout.slab_bytes, config.removeprefix(LANES), device)
+    shape = decode.shape_of(m, n, k, layout.columns, layout.slab_bytes, config.removeprefix(LANES), device)
     return product, layout, shape, shape.scratch_bytes // 2
 
 
 def _run(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
-    x, m, pattern = decode.columns_together(x), x.shape[0], entry.pattern
+    m, pattern = x.shape[0], entry.pattern
     most = LANES_ROWS if entry.config.startswith(LANES) else decode.MOST_ROWS
     if m > most:
         return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, most)
@@ -65,7 +65,7 @@ def _run(
         pattern.group,  # type: ignore[union-attr]
         entry.n,
         entry.k,
-        decode.tokens_of(m),
+        m,
         entry.config,
         x.get_device(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,33 +12,23 @@ from torch import Tensor
 from ajour import huge_pages
 from ajour._native import native
 from ajour.formats.nm import NMMatrix
+from ajour.ops.compiled import FLOATS, CompiledRun, why_not
 from ajour.ops.dense import dense_kernels
 from ajour.ops.nm_panels import layout_of, pack_panels, panels_of, unpack_panels
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import NM, Pattern
-from ajour.terms.problem import ACTIVATIONS, Problem
+from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry
 
-_DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
-_ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
 _ONEDNN, _ATEN = dense_kernels(NMMatrix)
 _FEWEST_ROWS_TO_EXPAND = 64
 _LARGE = 8 << 20  # bytes; smaller blocks come back from the allocator with their pages
-_nm_linear = native.nm_linear
-
-
-def _why_not(problem: Problem) -> str | None:
-    if problem.device != "cpu":
-        return f"it runs on the CPU, this layer is on {problem.device}"
-    if problem.dtype not in _DTYPES:
-        return f"it takes {', '.join(_DTYPES)}, this layer is {problem.dtype}"
-    return None
 
 
 def _why_not_expand(problem: Problem) -> str | None:
     if problem.m < _FEWEST_ROWS_TO_EXPAND:
         return f"expanding the weight can pay from {_FEWEST_ROWS_TO_EXPAND} rows on, not for fewer"
-    return _why_not(problem)
+    return why_not(problem)
 
 
 def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
@@ -49,30 +40,10 @@ def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) 
     return unpack_panels(packed, pattern, shape)
 
 
-def _run(
-    x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
-) -> Tensor:
-    panels, codes = packed
-    stride, of_one_column = x.stride()
-    if of_one_column != 1:
-        x = x.contiguous()
-        stride = entry.k
-    m, n, dtype, pattern = x.shape[0], entry.n, entry.dtype, entry.pattern
-    y = x.new_empty(m, n)
-    _nm_linear(
-        panels_of(n, entry.k, pattern.keep, pattern.group, dtype),  # type: ignore[union-attr]
-        panels.data_ptr(),
-        codes.data_ptr(),
-        x.data_ptr(),
-        m,
-        stride,
-        0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
-        y.data_ptr(),
-        _DTYPES[dtype],
-        _ACTIVATIONS[activation],
-    )
-    return y
+def _compiled(entry: RowEntry) -> Any:
+    assert isinstance(entry.pattern, NM)
+    layout = panels_of(entry.n, entry.k, entry.pattern.keep, entry.pattern.group, entry.dtype)
+    return native.nm_linear(layout, FLOATS[entry.dtype])
 
 
 def _expanded(panels: Tensor, codes: Tensor, entry: RowEntry) -> Tensor:
@@ -86,20 +57,23 @@ def _expanded(panels: Tensor, codes: Tensor, entry: RowEntry) -> Tensor:
     return w.view(entry.n, entry.k)
 
 
+KERNEL = Kernel(
+    name="cpu", packing="cpu_panels", prepack=_prepack, unpack=_unpack, why_not=why_not, run=CompiledRun(_compiled)
+)
+
+
 def _run_expanded(
     x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, activation: str, entry: RowEntry
 ) -> Tensor:
-    """A dense product with the expanded weight; rows of x with Inf or NaN, which its zeros would spread, use `_run`."""
+    """A dense product with the expanded weight; rows of x with Inf or NaN, which its zeros would spread, use `cpu`."""
     panels, codes = packed
     dense = _ONEDNN if x.dtype != torch.float16 and torch.backends.mkldnn.is_available() else _ATEN
     y: Tensor = dense.run(x, [_expanded(panels, codes, entry)], bias, residual, activation, entry)
     if not all(map(math.isfinite, x.aminmax())):
         rows = (~torch.isfinite(x)).any(1).nonzero().flatten()
-        y[rows] = _run(x[rows], packed, bias, None if residual is None else residual[rows], activation, entry)
+        y[rows] = KERNEL.run(x[rows], packed, bias, None if residual is None else residual[rows], activation, entry)
     return y
 
-
-KERNEL = Kernel(name="cpu", packing="cpu_panels", why_not=_why_not, prepack=_prepack, unpack=_unpack, run=_run)
 
 EXPANDED = Kernel(
     name="cpu_unpack",

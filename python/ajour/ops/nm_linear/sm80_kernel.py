@@ -50,6 +50,10 @@ def parse_config(config: str) -> Config:
     return Config(tile, int(found[3]), int(found[4] or 0))
 
 
+def _check(problem: Problem, config: str) -> None:
+    parse_config(config)
+
+
 def _why_not(problem: Problem) -> str | None:
     if problem.device != "cuda":
         return f"it runs on CUDA, this layer is on {problem.device}"
@@ -135,4 +139,5 @@ KERNEL = Kernel(
     unpack=slabs.unpack,
     run=_run,
     configs=_configs,
+    check=_check,
 )
