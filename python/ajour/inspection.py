@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +16,13 @@ from ajour.formats.matrix import DTYPES
 from ajour.importers import find_weights, open_checkpoint
 from ajour.importers.claims import Checked, claims_of, recipe_claims
 from ajour.layers import find_layers
+from ajour.printed import fitting, printed
 from ajour.terms.pattern import Dense, Pattern, Unstructured
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
     from rich.text import Text
-
-
-WIDTH = 1000  # of a printed table at most: it is as wide as its longest name, which is easier to read in one line
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,11 @@ class Inspection:
         return json.dumps({"layers": layers, "notes": self.notes, "claims": claims}, indent=2, default=str)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = StringIO()
-        Console(file=text, width=WIDTH, color_system=None).print(self, soft_wrap=True)
-        return text.getvalue().rstrip()
+        return printed(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.layers:
-            yield _table(self)
+            yield from fitting(_table(self), console, options)
         notes = (f"note: {note}" for note in self.notes)
         yield from map(_plain, (_summary(self), *_reasons(self.layers), *map(str, self.claims), *notes))
 

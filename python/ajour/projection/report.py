@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ajour.layer_choice import LayerChoice
+from ajour.printed import fitting, printed
 from ajour.terms.pattern import Pattern
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
-
-WIDTH = 1000  # of a printed table at most: it is as wide as its longest name
 
 
 @dataclass(frozen=True)
@@ -91,14 +89,10 @@ class Projection:
         return json.dumps({"pattern": str(self.pattern), "lose": self.lose, "layers": rows}, indent=2)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = StringIO()
-        Console(file=text, width=WIDTH, color_system=None).print(self, soft_wrap=True)
-        return text.getvalue().rstrip()
+        return printed(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _table(self)
+        yield from fitting(_table(self), console, options)
         yield from (f"{row.name or '(the model)'}: {row.reason}" for row in self.layers if row.reason)
         yield _summary(self)
 

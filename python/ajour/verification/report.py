@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from io import StringIO
 from typing import TYPE_CHECKING
+
+from ajour.printed import fitting, printed
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -63,14 +64,10 @@ class Report:
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=2)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = StringIO()
-        Console(file=text, width=1000, color_system=None).print(self, soft_wrap=True)
-        return text.getvalue().rstrip()
+        return printed(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _table(self)
+        yield from fitting(_table(self), console, options)
         yield f"outputs: largest error {self.error:.3g}, allowed {self.limit:.3g} (against {self.against})"
         yield "op calls: " + (", ".join(f"{name} {count}" for name, count in self.calls.items()) or "none")
         share = self.bytes / self.reference_bytes if self.reference_bytes else 1.0
