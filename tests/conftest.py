@@ -43,7 +43,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
 
 @pytest.fixture
 def kernels_in_python() -> Iterator[None]:
-    """The compiled part passes every call of an op on to Python, which looks the kernel up in the op's table."""
+    """The compiled part declines every call of an op, so that Python looks the kernel up in the op's table."""
     native.bypass_compiled_linear(True)
     yield
     native.bypass_compiled_linear(False)

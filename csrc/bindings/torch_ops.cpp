@@ -10,7 +10,6 @@ namespace ajour::bindings {
 void bind_torch_ops(py::module_& m) {
   m.def("bind_torch", &torch_abi::bind_functions);
   m.def("implement_linear", &torch_abi::implement_linear);
-  m.def("set_raised", &torch_abi::set_raised);
   m.def("bypass_compiled_linear", &torch_abi::bypass);
   m.def("poison_outputs", &torch_abi::poison);
   using Entry = std::tuple<int64_t, int64_t, int64_t, const cpu::RunLinear*>;

@@ -27,7 +27,6 @@ void bind_functions() {
   AJOUR_LOOK_UP(torch_get_num_threads);
   AJOUR_LOOK_UP(aoti_torch_library_init_impl);
   AJOUR_LOOK_UP(torch_library_impl);
-  AJOUR_LOOK_UP(torch_call_dispatcher);
   AJOUR_LOOK_UP(aoti_torch_get_dim);
   AJOUR_LOOK_UP(aoti_torch_get_sizes);
   AJOUR_LOOK_UP(aoti_torch_get_strides);

@@ -19,7 +19,6 @@ struct Functions {
   Status (*torch_get_num_threads)(uint32_t*);
   Status (*aoti_torch_library_init_impl)(const char* name, const char* key, const char* file, uint32_t line, Handle*);
   Status (*torch_library_impl)(Handle library, const char* name, Boxed, uint64_t version);
-  Status (*torch_call_dispatcher)(const char* name, const char* overload, StableIValue* stack, uint64_t version);
   Status (*aoti_torch_get_dim)(Handle, int64_t*);
   Status (*aoti_torch_get_sizes)(Handle, int64_t**);
   Status (*aoti_torch_get_strides)(Handle, int64_t**);

@@ -1,5 +1,6 @@
 #include "torch_abi/linear_op.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -43,7 +44,7 @@ class Tables {
 };
 
 struct LinearOp {
-  std::string name, fallback;
+  std::string name;
   std::vector<std::string> activations;
   Tables tables;
 };
@@ -51,7 +52,6 @@ struct LinearOp {
 std::array<LinearOp, kMostOps> ops;
 int op_count = 0;
 std::atomic<bool> poisoned{false}, bypassed{false};
-thread_local std::string raised_below;  // the text of the last error of a fallback
 
 // A tensor that someone else holds.
 struct Borrowed {
@@ -151,7 +151,7 @@ bool take_packed(StableIValue packed, const LinearTable& table, const LinearEntr
   return true;
 }
 
-// Whether the call needs nothing of the fallback.
+// Whether a kernel can take the call as it is.
 bool prepare(const LinearOp& op, const StableIValue* stack, Ready& ready) {
   if (bypassed.load(std::memory_order_relaxed)) return false;
   const LinearTable* table = op.tables.find(text_of(stack[kKernels]));
@@ -160,9 +160,9 @@ bool prepare(const LinearOp& op, const StableIValue* stack, Ready& ready) {
   ready.dtype = dtype_of(table->type);
   ready.call.m = x.dtype == ready.dtype ? rows_of(x, *table, ready.call) : 0;
   if (ready.call.m == 0 || table->n == 0 || table->k == 0) return false;
-  const LinearEntry* entry = table->entries.data();
-  while (entry->limit < ready.call.m) ++entry;
-  if (!entry->run) return false;
+  const auto entry = std::find_if(table->entries.begin(), table->entries.end(),
+                                  [&](const LinearEntry& each) { return each.limit >= ready.call.m; });
+  if (entry == table->entries.end() || !entry->run) return false;
   ready.run = &entry->run;
   ready.dim = x.dim;
   memcpy(ready.sizes, x.sizes, x.dim * sizeof *x.sizes);
@@ -178,8 +178,11 @@ bool prepare(const LinearOp& op, const StableIValue* stack, Ready& ready) {
          take_packed(stack[kPacked], *table, *entry, ready);
 }
 
-// The arguments of a call are the implementation's own, to the last one.
+// The arguments of a call are the implementation's own, to the last one, whatever becomes of the call.
 struct Owned {
+  explicit Owned(const StableIValue* arguments) { memcpy(stack, arguments, sizeof stack); }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
   ~Owned() {
     drop(stack[kX]);
     const Handle list = reinterpret_cast<Handle>(stack[kPacked]);
@@ -214,28 +217,27 @@ struct Output {
   ~Output() {
     if (handle) functions.aoti_torch_delete_tensor_object(handle);
   }
-  StableIValue release() { return reinterpret_cast<StableIValue>(std::exchange(handle, nullptr)); }
   Handle handle = nullptr;
 };
 
 void call(const LinearOp& op, StableIValue* stack) {
-  Ready ready{};
-  if (!prepare(op, stack, ready)) {  // it takes the arguments over
-    if (functions.torch_call_dispatcher(op.fallback.c_str(), "", stack, kVersion) != 0) {
-      throw std::runtime_error(raised_below);
+  const Owned owned(stack);
+  stack[0] = 0;  // None
+  try {
+    Ready ready{};
+    if (!prepare(op, owned.stack, ready)) return;
+    Output y(ready);
+    check(functions.aoti_torch_get_data_ptr(y.handle, &ready.call.y));
+    if (poisoned.load(std::memory_order_relaxed)) {
+      const int itemsize = ready.dtype == functions.aoti_torch_dtype_float32() ? 4 : 2;
+      memset(ready.call.y, 0xff, size_t(ready.sizes[0] * ready.strides[0] * itemsize));
     }
-    return;
+    (*ready.run)(ready.call);
+    auto* const result = new StableIValue;
+    *result = reinterpret_cast<StableIValue>(std::exchange(y.handle, nullptr));
+    stack[0] = reinterpret_cast<StableIValue>(result);
+  } catch (const std::exception&) {  // too little memory: Python will meet it too, and say so in errors of their type
   }
-  Owned owned;
-  memcpy(owned.stack, stack, sizeof owned.stack);
-  Output y(ready);
-  check(functions.aoti_torch_get_data_ptr(y.handle, &ready.call.y));
-  if (poisoned.load(std::memory_order_relaxed)) {
-    const int itemsize = ready.dtype == functions.aoti_torch_dtype_float32() ? 4 : 2;
-    memset(ready.call.y, 0xff, size_t(ready.sizes[0] * ready.strides[0] * itemsize));
-  }
-  (*ready.run)(ready.call);
-  stack[0] = y.release();
 }
 
 // The dispatcher calls a plain function: one for each op.
@@ -263,19 +265,16 @@ void implement_linear(const std::string& name, const std::vector<std::string>& a
   if (op_count == kMostOps) throw std::runtime_error("there is no room for another op: raise kMostOps");
   LinearOp& op = ops[size_t(op_count)];
   op.name = name;
-  op.fallback = "ajour::" + name + "_python";
   op.activations = activations;
   Handle library;
   check(functions.aoti_torch_library_init_impl("ajour", "CPU", __FILE__, __LINE__, &library));
-  check(functions.torch_library_impl(library, name.c_str(),
+  check(functions.torch_library_impl(library, (name + "_compiled").c_str(),
                                      boxed_of(op_count++, std::make_integer_sequence<int, kMostOps>()), kVersion));
 }
 
 void add_table(const std::string& name, const std::string& text, LinearTable table) {
   op_of(name).tables.add(text, std::move(table));
 }
-
-void set_raised(std::string text) { raised_below = std::move(text); }
 
 void bypass(bool on) { bypassed.store(on, std::memory_order_relaxed); }
 

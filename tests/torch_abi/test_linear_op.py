@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
+from ajour.nn import NMLinear
 from ajour.ops import LINEAR_OPS
+from ajour.ops.calls import count_calls
 from ajour.ops.compiled import CompiledRun
 from ajour.ops.functional import op_of, problem_of
 from ajour.ops.library import LinearOp
@@ -34,11 +39,6 @@ def compiled_names(op: LinearOp) -> list[str]:
     return [name for name, kernel in op.kernels.items() if isinstance(kernel.run, CompiledRun)]
 
 
-def in_python(op: LinearOp, *args: Any) -> Tensor:
-    y: Tensor = getattr(torch.ops.ajour, f"{op.name}_python").default(*args)
-    return y
-
-
 def ops_seen(op: LinearOp, *args: Any) -> set[str]:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         op.call(*args)
@@ -54,17 +54,27 @@ def test_a_known_table_is_served_without_python(pattern: Pattern) -> None:
         packed, table = prepare(op, matrix, [(None, name, "")])
         args = (torch.randn(2, 3, K), packed, torch.randn(N), table, "gelu", torch.randn(2, 3, N))
         op.call(*args)
-        assert ops_seen(op, *args) == {f"ajour::{op.name}"}
+        assert ops_seen(op, *args) == {f"ajour::{op.name}_compiled"}
         transposed = torch.randn(K, 3).T  # its columns are no neighbours: Python copies it
-        assert ops_seen(op, transposed, *args[1:5]) == {f"ajour::{op.name}", f"ajour::{op.name}_python"}
+        assert ops_seen(op, transposed, *args[1:5]) == {f"ajour::{op.name}", f"ajour::{op.name}_compiled"}
 
 
-def test_every_op_with_compiled_kernels_is_known_to_torch_by_both_names() -> None:
-    names = [name for name, op in LINEAR_OPS.items() if compiled_names(op)]
-    assert names == ["nm_linear", "block_linear", "bitmap_linear", "split_linear"]
-    for name in names:
-        for registered in (name, f"{name}_python"):
-            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ajour::{registered}", "CPU")
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_rows_that_only_python_serves_never_ask_the_compiled_part(pattern: Pattern) -> None:
+    matrix = some_matrix(pattern)
+    op = op_of(matrix)
+    packed, table = prepare(op, matrix, [(None, "reference", "")])
+    for _ in range(2):
+        assert ops_seen(op, torch.randn(2, K), packed, None, table, "none") == {f"ajour::{op.name}"}
+
+
+def test_these_ops_have_kernels_that_need_no_python() -> None:
+    assert [name for name, op in LINEAR_OPS.items() if compiled_names(op)] == [
+        "nm_linear",
+        "block_linear",
+        "bitmap_linear",
+        "split_linear",
+    ]
 
 
 @st.composite
@@ -107,12 +117,11 @@ def test_what_it_computes_is_what_python_computes(call: dict[str, Any]) -> None:
         x, packed, bias if bias is None else bias.to(dtype), table, call["activation"],
         residual if residual is None else residual.to(dtype),
     )  # fmt: skip
-    expected = in_python(op, *args)
-    for _ in range(2):  # the table may be new to it, and then is known
-        torch.testing.assert_close(op.call(*args), expected, rtol=0, atol=0)
+    expected = op.registered(*args)
+    torch.testing.assert_close(op.call(*args), expected, rtol=0, atol=0)
 
 
-def test_an_error_keeps_its_type_through_call_and_its_text_in_torch() -> None:
+def test_refusals_are_those_of_python() -> None:
     matrix = some_matrix(NM(2, 4))
     op = op_of(matrix)
     packed, table = prepare(op, matrix, [(None, "cpu", "")])
@@ -125,23 +134,65 @@ def test_an_error_keeps_its_type_through_call_and_its_text_in_torch() -> None:
         ((x, packed, torch.randn(N + 1), table, "none"), "bias is torch.float32 .21,., expected"),
         ((x, packed, None, table, "tanh"), "activation 'tanh' is not one of"),
         ((x, packed, None, table, "none", torch.randn(3, N)), "residual is torch.float32 .3, 20., expected"),
+        (
+            (x, packed, None, table.replace("0:2", "0:1"), "none"),
+            "cpu reads 2 packed tensors, its row table gives it 1",
+        ),
+        ((x, [t.to("meta") for t in packed], None, table, "none"), "x is on cpu, another tensor on meta"),
     ]
     for args, text in wrong:
-        with pytest.raises(KernelError, match=text):
-            op.call(*args)
-        with pytest.raises(RuntimeError, match=f"KernelError: nm_linear: .*{text}"):
-            op.registered(*args)
+        for _ in range(2):
+            with pytest.raises(KernelError, match=text):
+                op.call(*args)
     assert op.call(x, packed, None, table, "none").shape == (2, N)
 
 
-def test_an_error_of_torch_after_one_of_ours_is_not_taken_for_it() -> None:
+def test_a_traced_model_keeps_its_weights_from_run_to_run() -> None:
+    matrix = some_matrix(NM(2, 4))
+    layer = NMLinear(matrix, torch.randn(N)).eval()
+    x = torch.randn(2, K)
+    expected = layer(x)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.freeze(torch.jit.trace(layer, x))
+        for _ in range(3):
+            torch.testing.assert_close(traced(x), expected)
+
+
+def test_who_watches_sees_the_public_op() -> None:
     matrix = some_matrix(NM(2, 4))
     op = op_of(matrix)
     packed, table = prepare(op, matrix, [(None, "cpu", "")])
-    with pytest.raises(RuntimeError, match="KernelError"):  # kept, and never taken
-        op.registered(torch.randn(2, K + 1), packed, None, table, "none")
-    with pytest.raises(RuntimeError, match="Could not run 'ajour::nm_linear'"):
-        op.call(torch.randn(2, K).to_sparse(), packed, None, table, "none")
+    x = torch.randn(2, K)
+    op.call(x, packed, None, table, "none")
+    with count_calls() as seen:
+        op.call(x, packed, None, table, "none")
+    assert seen.kernels == {("nm_linear", "cpu"): 1}
+    graph = make_fx(lambda x: op.call(x, packed, None, table, "none"))(x).graph
+    assert [str(node.target) for node in graph.nodes if node.op == "call_function"] == ["ajour.nm_linear.default"]
+
+
+def test_under_autocast_a_known_table_follows_its_rule() -> None:
+    matrix = some_matrix(NM(2, 4))
+    op = op_of(matrix)
+    packed, table = prepare(op, matrix, [(None, "cpu", "")])
+    x = torch.randn(2, K)
+    y = op.call(x, packed, None, table, "none")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(op.call(x, packed, None, table, "none"), y.bfloat16())
+
+
+def test_an_interrupt_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = some_matrix(NM(2, 4))
+    op = op_of(matrix)
+    packed, table = prepare(op, matrix, [(None, "reference", "")])
+
+    def interrupted(*args: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(op.kernels, "reference", replace(op.kernels["reference"], run=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        op.call(torch.randn(2, K), packed, None, table, "none")
 
 
 def test_calls_keep_no_tensor_alive() -> None:
@@ -176,7 +227,7 @@ def test_threads_that_bring_new_tables_get_their_own_results() -> None:
             op = op_of(matrix)
             packed, table = prepare(op, matrix, [(None, "cpu", "")])
             x = torch.randn(3, 4 * (seed + 1), generator=generator)
-            same &= torch.equal(op.call(x, packed, None, table, "none"), in_python(op, x, packed, None, table, "none"))
+            same &= torch.equal(op.call(x, packed, None, table, "none"), op.registered(x, packed, None, table, "none"))
         return same
 
     with ThreadPoolExecutor(4) as pool:

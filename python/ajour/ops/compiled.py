@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ajour.terms.errors import KernelError
 from ajour.terms.problem import ACTIVATIONS, Problem
 from ajour.terms.row_table import RowEntry
 
@@ -27,11 +28,12 @@ def why_not(problem: Problem) -> str | None:
 class CompiledRun:
     """A kernel's `run` that is a function of the compiled part: calls of the op reach it without Python.
 
+    tensors:  how many it reads.
     compiled: (entry) -> that function (csrc/cpu/linear_call.h), which takes addresses.
     """
 
-    def __init__(self, compiled: Callable[[RowEntry], Any]) -> None:
-        self.compiled = cache(compiled)
+    def __init__(self, tensors: int, compiled: Callable[[RowEntry], Any]) -> None:
+        self.tensors, self.compiled = tensors, cache(compiled)
 
     def __call__(
         self,
@@ -43,6 +45,10 @@ class CompiledRun:
         entry: RowEntry,
     ) -> Tensor:
         """What the compiled part does by itself where it can, for what only Python can prepare."""
+        if len(packed) != self.tensors:
+            raise KernelError(
+                f"{entry.kernel} reads {self.tensors} packed tensors, its row table gives it {len(packed)}"
+            )
         if x.stride(1) != 1:
             x = x.contiguous()
         y = x.new_empty(x.shape[0], entry.n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -14,18 +14,20 @@ from torch.nn.functional import linear
 from ajour._native import native
 from ajour.formats.matrix import DTYPES, SparseMatrix
 from ajour.memory import HOST
-from ajour.ops import raised
 from ajour.ops.compiled import FLOATS, CompiledRun
 from ajour.ops.dense import apply_activation
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.problem import ACTIVATIONS, Problem
-from ajour.terms.row_table import RowTable, parse_row_table
+from ajour.terms.row_table import RowEntry, RowTable, parse_row_table
 
 # define + impl costs 2.7 µs a call where custom_op costs 4.3 (Zen 5, torch 2.13)
 LIBRARY = torch.library.Library("ajour", "DEF")
 
 SCHEMA = "(Tensor x, Tensor[] packed, Tensor? bias, str kernels, str activation, Tensor? residual=None) -> Tensor"
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
@@ -37,7 +39,9 @@ class LinearOp:
     name: str
     matrix: type[SparseMatrix]
     kernels: dict[str, Kernel]
-    registered: Callable[..., Tensor]  # as torch knows it, without gradients
+    registered: Callable[..., Tensor]  # as torch knows it: takes every call, and what is compiled, exported or traced
+    compiled: Callable[..., Tensor | None]  # csrc/torch_abi/linear_op.h; None is "not this one"
+    compiled_tables: set[str] = field(default_factory=set)  # that the compiled part was told
 
     def kernel(self, name: str) -> Kernel:
         """The kernel of that name; raises KernelError."""
@@ -64,11 +68,18 @@ class LinearOp:
         activation: str,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """The registered op, with errors of their own type: the compiled part can only pass on that there was one."""
-        try:
-            return self.registered(x, packed, bias, kernels, activation, residual)
-        except RuntimeError as error:
-            raise raised.taken(error) from None
+        """The op, without gradients: by the compiled part where that can take the call and nobody watches."""
+        if (
+            not torch.compiler.is_compiling()
+            and kernels in self.compiled_tables
+            and x.__class__ is Tensor
+            and not _dispatch_modes()
+            and _tracing() is None
+        ):
+            y = self.compiled(x, packed, bias, kernels, activation, residual)
+            if y is not None:
+                return y
+        return self.registered(x, packed, bias, kernels, activation, residual)
 
     @property
     def weight(self) -> Callable[..., Tensor]:
@@ -81,7 +92,9 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
     """Registers `ajour::name` for CPU and CUDA, with its fake and its autocast rule, and `ajour::name_weight`."""
     LIBRARY.define(name + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
     registered: Callable[..., Tensor] = getattr(torch.ops.ajour, name).default
-    op = LinearOp(name, matrix, {kernel.name: kernel for kernel in kernels}, registered)
+    LIBRARY.define(f"{name}_compiled{SCHEMA}?")
+    compiled: Callable[..., Tensor | None] = getattr(torch.ops.ajour, f"{name}_compiled").default
+    op = LinearOp(name, matrix, {kernel.name: kernel for kernel in kernels}, registered, compiled)
 
     @cache
     def table_of(text: str) -> RowTable:
@@ -90,7 +103,6 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
             op.kernel(entry.kernel)
         if table.dtype not in _DTYPES:
             raise KernelError(f"{name} has no weights of dtype {table.dtype!r}; expected {', '.join(_DTYPES)}")
-        _tell_compiled_part(op, table)
         return table
 
     run = _implementation(op, table_of)
@@ -100,37 +112,42 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
         return run(x, packed, bias, *rest)
 
     # "CPU" never sees a tensor of another device: the dispatcher prefers that device's key
-    if _some_compiled(op):
-        LIBRARY.define(f"{name}_python{SCHEMA}")
-        LIBRARY.impl(f"{name}_python", raised.kept(run), "CPU")
-        native.implement_linear(name, ACTIVATIONS)
-    else:
-        LIBRARY.impl(name, run, "CPU")
+    LIBRARY.impl(name, run, "CPU")
     LIBRARY.impl(name, run_on_cuda, "CUDA")
     _register_fake(op, table_of)
     _register_autocast(op)
+    _register_compiled(op)
     _register_weight(op, table_of)
     return op
 
 
-def _some_compiled(op: LinearOp) -> bool:
-    return any(isinstance(kernel.run, CompiledRun) for kernel in op.kernels.values())
+def _register_compiled(op: LinearOp) -> None:
+    """The compiled op is the compiled part's on a CPU; everywhere else it takes nothing."""
+    native.implement_linear(op.name, ACTIVATIONS)
+    for key in ("CUDA", "Meta", "AutocastCPU", "AutocastCUDA"):
+        LIBRARY.impl(f"{op.name}_compiled", lambda *args: None, key)
+
+
+def _compiled(kernel: Kernel, entry: RowEntry) -> Any:
+    run = kernel.run
+    if not isinstance(run, CompiledRun) or entry.dtype not in FLOATS or entry.stop - entry.start != run.tensors:
+        return None
+    return run.compiled(entry)
 
 
 def _tell_compiled_part(op: LinearOp, table: RowTable) -> None:
-    """From now on it takes calls with this table, for rows that a kernel with a compiled function serves, by itself."""
-    if table.dtype not in FLOATS or not _some_compiled(op):
-        return
-    entries = []
-    for limit, entry in zip(table.limits, table.entries, strict=True):
-        run = op.kernels[entry.kernel].run
-        compiled = run.compiled(entry) if isinstance(run, CompiledRun) else None
-        entries.append((limit, entry.start, entry.stop, compiled))
-    native.add_linear_table(op.name, str(table), table.n, table.k, FLOATS[table.dtype], table.needs, entries)
+    """From now on it takes calls with this table, for rows that a kernel with a compiled function serves."""
+    entries = [
+        (limit, entry.start, entry.stop, _compiled(op.kernels[entry.kernel], entry))
+        for limit, entry in zip(table.limits, table.entries, strict=True)
+    ]
+    if any(compiled is not None for *_, compiled in entries):
+        native.add_linear_table(op.name, str(table), table.n, table.k, FLOATS[table.dtype], table.needs, entries)
+        op.compiled_tables.add(str(table))
 
 
 def _implementation(op: LinearOp, table_of: Callable[[str], RowTable]) -> Callable[..., Tensor]:
-    kernel_of = op.kernels
+    kernel_of, told = op.kernels, set[str]()
 
     def run(
         x: Tensor,
@@ -141,6 +158,9 @@ def _implementation(op: LinearOp, table_of: Callable[[str], RowTable]) -> Callab
         residual: Tensor | None = None,
     ) -> Tensor:
         table = table_of(kernels)
+        if kernels not in told:
+            told.add(kernels)
+            _tell_compiled_part(op, table)
         shape = x.shape
         _check(op.name, table, x, shape, packed, bias, activation, residual)
         if not (table.n and table.k and x.numel()):
@@ -172,6 +192,7 @@ def _register_fake(op: LinearOp, table_of: Callable[[str], RowTable]) -> None:
     ) -> Tensor:
         table = table_of(kernels)
         _check(op.name, table, x, x.shape, packed, bias, activation, residual)
+        check_devices(op.name, x, [*packed, bias, residual])
         return x.new_empty((*x.shape[:-1], table.n))
 
     torch.library.register_fake(f"ajour::{op.name}", fake, lib=LIBRARY)

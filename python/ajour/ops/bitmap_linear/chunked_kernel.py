@@ -39,6 +39,6 @@ KERNEL = Kernel(
     prepack=_pack,
     unpack=unpack_chunks,
     why_not=why_not,
-    run=CompiledRun(_compiled),
+    run=CompiledRun(3, _compiled),
     configs=_configs,
 )

@@ -78,7 +78,7 @@ def _why_not_unpacked(problem: Problem) -> str | None:
 
 
 KERNEL = Kernel(
-    name="cpu", packing="cpu_rows", prepack=_pack, unpack=unpack_rows, why_not=why_not, run=CompiledRun(_compiled)
+    name="cpu", packing="cpu_rows", prepack=_pack, unpack=unpack_rows, why_not=_why_not, run=CompiledRun(3, _compiled)
 )
 
 UNPACK_KERNEL = Kernel(

@@ -68,6 +68,6 @@ KERNEL = Kernel(
     prepack=_prepack,
     unpack=_unpack,
     why_not=why_not,
-    run=CompiledRun(_compiled),
+    run=CompiledRun(2, _compiled),
     run_t=_run_t,
 )

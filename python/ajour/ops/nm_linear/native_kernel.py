@@ -58,7 +58,7 @@ def _expanded(panels: Tensor, codes: Tensor, entry: RowEntry) -> Tensor:
 
 
 KERNEL = Kernel(
-    name="cpu", packing="cpu_panels", prepack=_prepack, unpack=_unpack, why_not=why_not, run=CompiledRun(_compiled)
+    name="cpu", packing="cpu_panels", prepack=_prepack, unpack=_unpack, why_not=why_not, run=CompiledRun(2, _compiled)
 )
 
 

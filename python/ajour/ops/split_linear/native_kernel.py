@@ -36,5 +36,5 @@ def _compiled(entry: RowEntry) -> Any:
 
 
 KERNEL = Kernel(
-    name="cpu", packing="cpu_split", prepack=_prepack, unpack=_unpack, why_not=why_not, run=CompiledRun(_compiled)
+    name="cpu", packing="cpu_split", prepack=_prepack, unpack=_unpack, why_not=why_not, run=CompiledRun(5, _compiled)
 )
