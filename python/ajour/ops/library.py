@@ -26,6 +26,7 @@ LIBRARY = torch.library.Library("ajour", "DEF")
 
 SCHEMA = "(Tensor x, Tensor[] packed, Tensor? bias, str kernels, str activation, Tensor? residual=None) -> Tensor"
 
+_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 
@@ -70,7 +71,7 @@ class LinearOp:
     ) -> Tensor:
         """The op, without gradients: by the compiled part where that can take the call and nobody watches."""
         if (
-            not torch.compiler.is_compiling()
+            not _compiling()
             and kernels in self.compiled_tables
             and x.__class__ is Tensor
             and not _dispatch_modes()
@@ -93,7 +94,8 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
     LIBRARY.define(name + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
     registered: Callable[..., Tensor] = getattr(torch.ops.ajour, name).default
     LIBRARY.define(f"{name}_compiled{SCHEMA}?")
-    compiled: Callable[..., Tensor | None] = getattr(torch.ops.ajour, f"{name}_compiled").default
+    overload: Any = getattr(torch.ops.ajour, f"{name}_compiled").default
+    compiled = getattr(overload, "_op", overload)  # what it calls: 0.2 µs less (Zen 5, torch 2.13)
     op = LinearOp(name, matrix, {kernel.name: kernel for kernel in kernels}, registered, compiled)
 
     @cache
