@@ -24,13 +24,23 @@ AJOUR_INLINE Vec exp(Vec x) {
   return x <= 88.7f ? y : x * __builtin_inff();
 }
 
-// x * Phi(x), with Phi(-a) = exp(-a p(a)) / 2: p is fitted to -log(erfc(a / sqrt 2)) / a with the error weighted by
+// e^x / 2 for -20 < x <= 0: exp without its borders, where one step of reduction is off by 5e-8 of the result at most.
+AJOUR_INLINE Vec half_exp(Vec x) {
+  constexpr float kSeries[] = {0.499999934f, 0.166665201f, 0.0416683944f, 0.00836878122f, 0.00138144591f};
+  constexpr float kShift = 0x1.8p+23f - 1;  // what makes the half: the exponent in the low bits is one less
+  const Vec shifted = fma(x, broadcast(0x1.715476p+0f), broadcast(kShift));
+  const Vec r = fma(shifted - kShift, broadcast(-0.69314718f), x);
+  const Vec fraction = fma(r * r, polynomial(r, kSeries), r) + 1.0f;
+  return as_floats(as_words(fraction) + (as_words(shifted) << 23));
+}
+
+// x * Phi(x), with Phi(-a) = exp(a p(a)) / 2: p is fitted to log(erfc(a / sqrt 2)) / a with the error weighted by
 // what reaches the result (1.8e-9), so that one exponential serves every x and nothing cancels.
 AJOUR_INLINE Vec gelu(Vec x) {
-  constexpr float kTail[] = {0.79788507f,     0.318303464f,    0.0363626639f,   -0.00483651411f, 2.16122867e-05f,
-                             0.000178900645f, -4.6079004e-05f, 5.62152914e-06f, -2.8554614e-07f};
+  constexpr float kTail[] = {-0.79788507f,     -0.318303464f,  -0.0363626639f,   0.00483651411f, -2.16122867e-05f,
+                             -0.000178900645f, 4.6079004e-05f, -5.62152914e-06f, 2.8554614e-07f};
   const Vec a = as_floats(as_words(x) & 0x7fffffffu), near = min(broadcast(5.6f), a);
-  Vec tail = 0.5f * exp(-near * polynomial(near, kTail));
+  Vec tail = half_exp(near * polynomial(near, kTail));
   tail = a > 5.6f ? zero() : tail;
   return x * (x > 0.0f ? 1.0f - tail : tail);
 }
