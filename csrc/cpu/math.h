@@ -24,7 +24,7 @@ AJOUR_INLINE Vec exp(Vec x) {
   return x <= 88.7f ? y : x * __builtin_inff();
 }
 
-// e^x / 2 for -20 < x <= 0: exp without its borders, where one step of reduction is off by 5e-8 of the result at most.
+// e^x / 2 for -18 < x <= 0: exp without its borders, where one step of reduction is off by 5e-8 of the result at most.
 AJOUR_INLINE Vec half_exp(Vec x) {
   constexpr float kSeries[] = {0.499999934f, 0.166665201f, 0.0416683944f, 0.00836878122f, 0.00138144591f};
   constexpr float kShift = 0x1.8p+23f - 1;  // what makes the half: the exponent in the low bits is one less

@@ -227,3 +227,35 @@ def test_a_found_inf_skips_the_step_and_does_not_count_it() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert scaler.get_scale() == 2.0
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+@pytest.mark.parametrize(
+    ("kind", "torchs", "options"),
+    [
+        (MaskedAdamW, torch.optim.AdamW, {"lr": 1e-2}),
+        (MaskedSGD, torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9}),
+    ],
+    ids=["adamw", "momentum"],
+)
+def test_parameters_whose_strides_are_their_own_are_updated_as_torch_would(
+    kind: type, torchs: type, options: dict[str, Any], storage: str
+) -> None:
+    def made() -> list[nn.Parameter]:
+        torch.manual_seed(3)
+        filters = torch.randn(8, 8, 3, 3).to(memory_format=torch.channels_last)
+        return [nn.Parameter(filters), nn.Parameter(torch.randn(10, 12).t())]
+
+    ours, theirs = made(), made()
+    optimizer, plain = kind(ours, {}, storage=storage, **options), torchs(theirs, **options)
+    for step in range(4):
+        for mine, yours in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            yours.grad = mine.grad.clone()
+        optimizer.step()
+        plain.step()
+        if step == 1:
+            optimizer.load_state_dict(plain.state_dict())
+        for mine, yours in zip(ours, theirs, strict=True):
+            assert mine.stride() == yours.stride()
+            torch.testing.assert_close(mine, yours)

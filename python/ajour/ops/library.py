@@ -160,11 +160,11 @@ def _implementation(op: LinearOp, table_of: Callable[[str], RowTable]) -> Callab
         residual: Tensor | None = None,
     ) -> Tensor:
         table = table_of(kernels)
-        if kernels not in told:
-            told.add(kernels)
-            _tell_compiled_part(op, table)
         shape = x.shape
         _check(op.name, table, x, shape, packed, bias, activation, residual)
+        if kernels not in told:
+            _tell_compiled_part(op, table)
+            told.add(kernels)
         if not (table.n and table.k and x.numel()):
             return _without_products(x, table.n, bias, activation, residual)
         m = x.numel() // table.k

@@ -76,7 +76,7 @@ class Held:
         """A moment of the parameter's shape, as this storage has it; zero where the mask is."""
         kept = flat_kept(self.bits, dense.numel())
         if kept is None:
-            return dense.clone()
+            return dense.clone(memory_format=torch.contiguous_format)  # kernels read it as rows
         flat = dense.reshape(-1)
         return flat[kept] if self.offsets is not None else torch.where(kept, flat, 0.0).view(dense.shape)
 

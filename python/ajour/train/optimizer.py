@@ -229,7 +229,8 @@ class MaskedOptimizer(Optimizer):
         return held.kernel, rule, held.parameter.device, held.parameter.dtype, "master" in state
 
     def _begin(self, group: Mapping[str, Any], held: Held, state: dict[str, Any]) -> None:
-        nothing = torch.zeros_like(held.local, dtype=torch.promote_types(held.local.dtype, torch.float32))
+        precise = torch.promote_types(held.local.dtype, torch.float32)
+        nothing = torch.zeros_like(held.local, dtype=precise, memory_format=torch.contiguous_format)
         moments = dict.fromkeys(STATES[self._rule(group)], nothing)
         state.update(self._stored(held, {"step": torch.zeros(()), **moments}))
 
