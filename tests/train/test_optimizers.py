@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ajour.nn import linear_of
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
-from ajour.train import MaskedAdamW, MaskedSGD, Masks, clip_grad_norm_, mask_gradients_
+from ajour.train import Mask, MaskedAdamW, MaskedSGD, Masks, clip_grad_norm_, mask_gradients_
 from masked import Reference, assert_held, small
 from pruned import keep_mask, matrix_of
 
@@ -259,3 +259,23 @@ def test_parameters_whose_strides_are_their_own_are_updated_as_torch_would(
         for mine, yours in zip(ours, theirs, strict=True):
             assert mine.stride() == yours.stride()
             torch.testing.assert_close(mine, yours)
+
+
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+def test_a_mask_that_comes_later_is_held_from_the_next_step_on(storage: str) -> None:
+    model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 4))
+    model[0].weight.data.mul_(torch.rand(8, 12) < 0.5)
+    masks = Masks.from_zeros(model)
+    optimizer = MaskedAdamW(model.named_parameters(), masks, storage=storage, lr=1e-2)
+    name, weight = "1.weight", model[1].weight
+    assert name not in masks
+    keep = torch.rand(weight.shape) < 0.5
+    for late in (False, False, True, True):
+        if late:
+            masks[name] = Mask.from_dense(keep)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        before = weight.detach().clone()
+        optimizer.step()
+        assert bool((weight[keep] != before[keep]).all())
+        assert bool((weight[~keep] == 0).all()) == late

@@ -236,7 +236,7 @@ class MaskedOptimizer(Optimizer):
 
     def _follow(self, held: Held) -> None:
         """Moves the state of a parameter to the mask that `self.masks` has for it by now."""
-        if held.mask is None or self.masks.get(held.name) is held.mask:
+        if self.masks.get(held.name) is held.mask:  # or has none, then as now
             return
         if held.name not in self.masks:
             raise PatternError(f"the mask of {held.name!r} was taken away; replace it by one that keeps all instead")
