@@ -52,14 +52,14 @@ def _card() -> dict[str, str]:
 
 @cache  # a result is written after every cell, and a run measures what it started with
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; "unknown" outside of one."""
+    """The checkout's commit, marked where files other than results differ from it; "unknown" outside of one."""
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
     sha = git("rev-parse", "HEAD")
-    return "unknown" if sha is None else sha + ("-dirty" if git("status", "--porcelain", "--", "..") else "")
+    return "unknown" if sha is None else sha + ("-dirty" if git("status", "--porcelain", "--", "..", ":!results") else "")
 
 
 def result(device: torch.device, rows: Sequence[dict[str, Any]], sha: str = "") -> Result:
