@@ -59,7 +59,9 @@ def commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else None
 
     sha = git("rev-parse", "HEAD")
-    return "unknown" if sha is None else sha + ("-dirty" if git("status", "--porcelain", "--", "..", ":!results") else "")
+    if sha is None:
+        return "unknown"
+    return sha + ("-dirty" if git("status", "--porcelain", "--", "..", ":!results") else "")
 
 
 def result(device: torch.device, rows: Sequence[dict[str, Any]], sha: str = "") -> Result:
