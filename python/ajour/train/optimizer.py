@@ -17,6 +17,7 @@ from ajour.train.held import STORAGES, Held, local
 from ajour.train.launch import Launch, Part
 from ajour.train.mask import Mask
 from ajour.train.masks import Masks, check_shape
+from ajour.train.settings import column_table, row_table
 from ajour.train.stored_state import checked, loaded_groups, paired
 
 Key = tuple[Any, ...]
@@ -64,8 +65,8 @@ class MaskedOptimizer(Optimizer):
         """The arithmetic of a group, one of RULES."""
         raise NotImplementedError
 
-    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
-        """float64 [parameters, 9] for parameters of `group`; step: float64 [parameters], this one counted."""
+    def _columns(self, group: Mapping[str, Any], step: Any) -> tuple[float | Tensor, ...]:
+        """What a kernel reads of a group, by column; step: this one counted, a number or float64 [parameters]."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -80,15 +81,14 @@ class MaskedOptimizer(Optimizer):
             return loss  # a capturable step leaves that to the kernel, as reading it waits for the device
         if not self._stand():
             self._prepare()
-        for launch in self._launches:
-            launch.take_gradients()
-        for launch in self._launches:
+        taken = [launch.take_gradients() for launch in self._launches]
+        for launch, grads in zip(self._launches, taken, strict=True):
             parts = [self._coefficients(part.group, part.advance(found_inf)) for part in launch.parts]
             coefficients = parts[0] if len(parts) == 1 else torch.cat(parts)
             stochastic = self.stochastic_rounding and launch.dtype == torch.bfloat16 and not launch.master
             launch.kernel.run(
                 Update(
-                    launch.rule, launch.slices, coefficients, stochastic, grad_scale, found_inf, self._uploaded,
+                    launch.rule, launch.slices, grads, coefficients, stochastic, grad_scale, found_inf, self._uploaded,
                     launch.table,
                 )
             )  # fmt: skip
@@ -185,6 +185,13 @@ class MaskedOptimizer(Optimizer):
                     f"a mask is for {name!r}, which is no parameter of this optimizer; give it "
                     "model.named_parameters(), or leave the mask out"
                 )
+
+    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
+        """float64 [parameters, 9] for parameters of `group`; step: float64 [parameters], this one counted."""
+        if self.defaults["capturable"]:
+            return column_table(step, *self._columns(group, step))
+        plain = {**group, "lr": float(group["lr"])}
+        return row_table(step.tolist(), lambda each: self._columns(plain, each))
 
     def _trained(self) -> list[Tensor]:
         """The parameters that have a gradient."""
