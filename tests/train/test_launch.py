@@ -77,7 +77,7 @@ def test_gradients_are_let_go_and_a_failed_step_counts_nothing() -> None:
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
-    assert not any(piece.grad.numel() for launch in optimizer._launches for piece in launch.slices)
+    assert not any(piece.grad.numel() for launch in optimizer._prepared.launches for piece in launch.slices)
     before = [p.detach().clone() for p in model.parameters()]
     model[2].bias.grad = None
     model[2].bias.grad_dtype = torch.float64

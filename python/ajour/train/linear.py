@@ -16,6 +16,7 @@ from ajour.train.block_products import BlockProducts
 from ajour.train.dense_products import linear_under_mask, why_not_onednn
 from ajour.train.mask import Mask
 from ajour.train.masks import check_shape
+from ajour.train.readers import enlist
 from ajour.train.units import ENTRIES, live_units
 
 DENSE, ONEDNN, BLOCKS = "dense", "onednn", "blocks"
@@ -67,9 +68,19 @@ class MaskedLinear(nn.Linear):
         self._blocks: BlockProducts | None = None
         self.register_buffer("bits", mask.bits)
         self.set_mask(mask)
+        enlist(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, or out of a file."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        enlist(self)
 
     def set_mask(self, mask: Mask) -> None:
-        """Another mask, after a schedule changed it; the weight becomes +0.0 outside. PatternError if unfit."""
+        """Another mask; the weight becomes +0.0 outside. PatternError if unfit.
+
+        Not where a masked optimizer holds the weight: it brings its masks here whenever they change, and its next step
+        refuses a layer that has another one.
+        """
         check_shape("weight", mask, self.weight)
         live_units(mask.dense(), self.pattern, "weight")
         self.bits = mask.bits.to(self.weight.device)
@@ -129,6 +140,7 @@ class MaskedLinear(nn.Linear):
             if bool((given["weight"][~mask.dense().to(given["weight"].device)] != 0).any()):
                 error_msgs.append(f"{prefix}weight is not zero outside the mask that comes with it ({prefix}bits)")
                 return
+        self.bits = self.bits.clone()  # an optimizer's mask may be this very tensor, and a mask never changes
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
