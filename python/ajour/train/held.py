@@ -22,9 +22,9 @@ LATE = ("momentum_buffer",)
 class Held:
     """One parameter under an optimizer.
 
-    mask: of the whole parameter, or None, which keeps all of it; whole: its bits, where the parameter is. part: of what
-    lies in this process, which is less only where FSDP shards the parameter. offsets: where each chunk's kept entries
-    begin, for compact states. `take` comes first.
+    mask: of the whole parameter, or None, which keeps all of it; `take` brings it. part: of what lies in this process,
+    which is less only where FSDP shards the parameter. offsets: where each chunk's kept entries begin, for compact
+    states.
     """
 
     def __init__(
@@ -34,7 +34,6 @@ class Held:
         self.name, self.parameter, self.kernel = name, parameter, kernel
         self.compact, self.master, self.capturable = compact, master, capturable
         self.mask: Mask | None = None
-        self.whole: Tensor | None = None
         self.part: Mask | None = None
         self.offsets: Tensor | None = None
         self.sharded = hasattr(parameter, "to_local")  # a DTensor, without importing torch.distributed
@@ -87,10 +86,9 @@ class Held:
         if mask is not None:
             self.part = local_part(mask, self.parameter).to(self.local.device)
             self.offsets = chunk_offsets(self.part.bits) if self.compact else None
-            self.whole = mask.to(self.local.device).bits
             self.clear()
             for layer in readers(self.parameter):
-                layer.bits = self.whole
+                layer.follow(mask)
 
     def clear(self) -> None:
         """Sets what the mask doesn't keep to +0.0."""
@@ -120,11 +118,14 @@ class Held:
         flat = dense.reshape(-1)
         return flat[kept] if self.offsets is not None else torch.where(kept, flat, 0.0).view(dense.shape)
 
+    def as_dense(self, stored: Tensor) -> Tensor:
+        """The inverse of `as_stored`."""
+        return spread(stored, self.bits, self.local.shape)
+
     def dense_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state's step, and its moments and master in the parameter's own shape."""
-        shape = self.local.shape
         return {
-            name: stored if name == "step" else spread(stored, self.bits, shape)
+            name: stored if name == "step" else self.as_dense(stored)
             for name, stored in state.items()
             if name != "mask"
         }

@@ -246,12 +246,14 @@ class MaskedOptimizer(Optimizer):
         trained = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         rules, held = [self._rule(group) for group in self.param_groups], list(self._held.values())
         prepared = self._prepared
-        if prepared is None or not prepared.stands(self.masks.version, rules, trained, list(self.state.values()), held):
+        stands = prepared is not None and prepared.stands(self.masks.version, rules, trained, list(self.state.values()))
+        if not stands:
             self._check_names()
             for parameter in trained:
                 self._held[parameter].gradient()
             self._follow()
-            agree(held)
+        agree(held)
+        if prepared is None or not stands:
             busy = set(map(id, trained))
             self._prepared = prepared = Prepared(
                 self.masks.version, rules, trained, launches(self.param_groups, rules, self._held, self.state),

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ajour.train.held import Held
 from ajour.train.launch import Launch, Part
-from ajour.train.readers import stray
 
 Key = tuple[Any, ...]
 
@@ -30,17 +29,13 @@ class Prepared:
     idle: Sequence[Held]
     states: Sequence[dict[str, Any]]
 
-    def stands(
-        self, version: int, rules: Sequence[str], parameters: Sequence[Tensor], states: Sequence[Any],
-        held: Sequence[Held],
-    ) -> bool:  # fmt: skip
+    def stands(self, version: int, rules: Sequence[str], parameters: Sequence[Tensor], states: Sequence[Any]) -> bool:
         """Whether these launches are those of this step, too."""
         return (
             self.version == version and self.rules == rules
             and len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
             and len(states) == len(self.states) and all(map(is_, states, self.states))
             and all(launch.stands() for launch in self.launches)
-            and not any(True for _ in stray(held))
         )  # fmt: skip
 
 

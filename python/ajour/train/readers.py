@@ -13,6 +13,7 @@ from ajour.terms.errors import PatternError
 if TYPE_CHECKING:
     from ajour.train.held import Held
     from ajour.train.linear import MaskedLinear
+    from ajour.train.mask import Mask
 
 _LAYERS: WeakSet[MaskedLinear] = WeakSet()
 
@@ -27,24 +28,23 @@ def readers(parameter: Tensor) -> list[MaskedLinear]:
     return [layer for layer in _LAYERS if layer._parameters.get("weight") is parameter]
 
 
-def stray(held: Iterable[Held]) -> Iterator[tuple[Held, MaskedLinear]]:
-    """Layers that have other bits than an optimizer holds their weight under; asked in every step."""
+def stray(held: Iterable[Held]) -> Iterator[tuple[Held, Mask, MaskedLinear]]:
+    """Layers that don't have the mask under which their weight is held, or may not: asked in every step."""
     if _LAYERS:
-        known = {id(each.parameter): each for each in held if each.mask is not None}
+        known = {id(each.parameter): each for each in held}
         for layer in list(_LAYERS):
             each = known.get(id(layer._parameters.get("weight")))
-            if each is not None and layer._buffers["bits"] is not each.whole:
-                yield each, layer
+            if each is not None and each.mask is not None and not layer.follows(each.mask):
+                yield each, each.mask, layer
 
 
 def agree(held: Iterable[Held]) -> None:
-    """PatternError by name for a layer whose mask is another than its weight's; equal bits become the same tensor."""
-    for each, layer in stray(held):
-        if layer.mask != each.mask:
+    """PatternError by name for a layer whose mask is another than its weight's."""
+    for each, mask, layer in stray(held):
+        if layer.mask != mask:
             raise PatternError(
                 f"{each.name!r} has another mask in its MaskedLinear (after set_mask, or with a state that was loaded) "
                 f"than in this optimizer; say which holds: optimizer.change_masks({{{each.name!r}: layer.mask}}), or "
                 f"layer.set_mask(optimizer.masks[{each.name!r}])"
             )
-        assert each.whole is not None
-        layer.bits = each.whole
+        layer.agree(mask)
