@@ -21,7 +21,7 @@ class MaskedAdamW(MaskedOptimizer):
     place). foreach and differentiable are refused: there is one fused pass.
     """
 
-    op = MASKED_ADAMW
+    op, widest = MASKED_ADAMW, "amsgrad"
 
     def __init__(
         self,

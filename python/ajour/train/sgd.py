@@ -17,11 +17,11 @@ from ajour.train.settings import refuse_settings
 class MaskedSGD(MaskedOptimizer):
     """torch.optim.SGD with masked-out weights at exactly +0.0; see MaskedOptimizer for what is not torch's.
 
-    The momentum is float32 whatever the weights are. As in torch, the first gradient isn't dampened. foreach and
-    differentiable are refused: there is one fused pass.
+    The momentum is float32 whatever the weights are. As in torch, it begins with the step that first has one, whose
+    gradient isn't dampened. foreach and differentiable are refused: there is one fused pass.
     """
 
-    op = MASKED_SGD
+    op, widest = MASKED_SGD, "momentum"
 
     def __init__(
         self,
