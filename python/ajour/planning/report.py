@@ -78,7 +78,8 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     if nothing := nothing_to_gain(plan):
         yield Text(nothing, style=HEAVY)
     if any(choice.measurements for choice in plan.choices):
-        yield Text("µs of one call, medians; gain is over the best dense on this device", style=LIGHT)
+        what = "y, dx and dw together" if plan.trainable else "one call"
+        yield Text(f"µs of {what}, medians; gain is over the best dense on this device", style=LIGHT)
         yield _grid([[Text(name, style=LIGHT) for name in COLUMNS]])
     for cluster in clusters(plan.choices):
         for name in cluster.names:
