@@ -51,7 +51,7 @@ class Work:
     def __init__(self, shape: Shape, kept: Tensor, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(3)
         w = torch.randn(shape.n, shape.k, generator=generator).to(kept.device, dtype) / 16
-        self.shape, self.kept, self.w = shape, kept, torch.where(kept, w, 0.0)
+        self.shape, self.kept, self.w = shape, kept & (w != 0), torch.where(kept, w, 0.0)  # a few are drawn as zero
         self.x = torch.randn(shape.m, shape.k, generator=generator).to(kept.device, dtype).requires_grad_()
         self.dy = torch.randn(shape.m, shape.n, generator=generator).to(kept.device, dtype)
 
