@@ -87,3 +87,14 @@ def test_one_mask_is_not_for_two_parameters_of_one_name() -> None:
 def test_complex_parameters_are_left_to_torch() -> None:
     with pytest.raises(KernelError, match=r"'w' is of torch.complex64; expected floating point"):
         MaskedSGD([("w", nn.Parameter(torch.randn(3, dtype=torch.complex64)))])
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+def test_a_parameter_that_is_given_twice_is_refused_by_both_names() -> None:
+    """One launch would update it from two threads at once; torch warns."""
+    model, masks = small()
+    weight = model[0].weight
+    with pytest.raises(PatternError, match=r"'twin' is here already as '0.weight' \(tied\?\); give each"):
+        MaskedAdamW([("0.weight", weight), ("twin", weight)], {"0.weight": masks["0.weight"]})
+    with pytest.raises(PatternError, match=r"'a parameter' is here already as 'parameter 0'"):
+        MaskedAdamW([weight, weight])

@@ -129,6 +129,11 @@ class MaskedOptimizer(Optimizer):
                     raise PatternError(
                         f"{name!r} and {found!r} are one tied parameter under two masks; keep one of them"
                     )
+                if (twin := self._held.get(parameter)) is not None:
+                    raise PatternError(
+                        f"{given or found or 'a parameter'!r} is here already as {twin.name!r} (tied?); "
+                        "give each parameter once, as model.named_parameters() does"
+                    )
                 self._hold(parameter, str(name or given or f"parameter {len(self._held)}"))
             if self._complete:
                 self._follow()
