@@ -286,3 +286,9 @@ def test_a_trained_layer_obeys_a_choice_of_kernels_that_read_its_values() -> Non
             assert dblocks.shape == matrix.tensors()["blocks"].shape
     doubled = linear_of(matrix, choices=[(None, "cpu_blocks", "")], trainable=True).double()
     assert parse_row_table(doubled.kernels).entries[0].kernel == "reference", "cpu_blocks takes no float64"
+
+
+def test_a_layer_is_called_by_keyword_as_the_one_it_stands_for() -> None:
+    x = torch.randn(3, 8)
+    layer = NMLinear(matrix_of(torch.where(keep_mask(NM(2, 4), 6, 8), torch.randn(6, 8), 0.0), NM(2, 4)))
+    assert torch.equal(layer(input=x), layer(x))

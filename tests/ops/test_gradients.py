@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from ajour.formats import SparseMatrix
@@ -133,3 +134,56 @@ def test_values_in_a_form_that_cannot_be_trained_are_refused() -> None:
         KernelError, match="packed tensor 0 requires a gradient, but only values in their canonical form"
     ):
         gradients.linear(op_of(matrix), torch.randn(2, 8, dtype=torch.float64), packed, None, table)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_transforms_and_forward_mode_are_those_of_the_dense_layer(pattern: Pattern, grad: bool) -> None:
+    matrix = drawn(pattern, 9, 14, torch.float32)
+    w, op = matrix.to_dense(), op_of(matrix)
+    packed, table = prepare(op, matrix, [(None, op.first(problem_of(matrix, 6)).name, "")])
+    bias, x, direction = torch.randn(9), torch.randn(6, 14), torch.randn(6, 14)
+
+    def ours(x: Tensor) -> Tensor:
+        return gradients.linear(op, x, packed, bias, table, "silu")
+
+    def dense(x: Tensor) -> Tensor:
+        return functional.silu(functional.linear(x, w, bias))
+
+    ours(x)  # from now on the compiled part knows the table
+    with torch.set_grad_enabled(grad):
+        for of in (
+            lambda f: torch.func.jvp(f, (x,), (direction,))[1],
+            lambda f: torch.func.vmap(f)(x),
+            lambda f: torch.func.jacfwd(f)(x),
+            lambda f: torch.func.jacrev(f)(x),
+            lambda f: torch.func.grad(lambda x: f(x).sum())(x),
+        ):
+            assert torch.allclose(of(ours), of(dense), atol=1e-5)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, direction)
+            mine, theirs = (forward_ad.unpack_dual(f(dual)).tangent for f in (ours, dense))
+            assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_values_are_differentiated_by_transforms_too() -> None:
+    matrix = drawn(Block(4, 3), 8, 9)
+    packed, table = trained(matrix)
+    x, op = torch.randn(5, 9, dtype=torch.float64), op_of(matrix)
+
+    def loss(values: Tensor) -> Tensor:
+        return gradients.linear(op, x, [values, *packed[1:]], None, table).square().sum()
+
+    found = torch.func.grad(loss)(packed[0].detach())
+    loss(packed[0]).backward()
+    assert torch.allclose(found, packed[0].grad)
+
+
+def test_x_may_change_after_a_frozen_layer() -> None:
+    matrix = drawn(NM(2, 4), 6, 8)
+    packed, table = prepare(op_of(matrix), matrix, [(None, "reference", "")])
+    x, bias = torch.randn(3, 8, dtype=torch.float64), torch.randn(6, dtype=torch.float64, requires_grad=True)
+    y = gradients.linear(op_of(matrix), x, packed, bias, table)
+    x.zero_()
+    y.sum().backward()
+    assert torch.equal(bias.grad, torch.full((6,), 3.0, dtype=torch.float64))

@@ -68,11 +68,14 @@ class SparseLinear(nn.Module):
             bias = nn.Parameter(bias, requires_grad=trainable)
         self.register_parameter("bias", bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """activation(x: [..., k] @ matrix.T + bias) of x's dtype, which is the weight's except under autocast."""
+    def forward(self, input: Tensor) -> Tensor:
+        """activation(input: [..., k] @ matrix.T + bias) of input's dtype, which is the weight's except under autocast.
+
+        Its name is that of nn.Linear, as models may say `layer(input=x)`.
+        """
         held = self._parameters if self.trainable else self._buffers
         packed: list[Any] = [held[name] for name in self._names]
-        return linear(self.op, x, packed, self._parameters["bias"], self.kernels, self.activation)
+        return linear(self.op, input, packed, self._parameters["bias"], self.kernels, self.activation)
 
     def matrix(self) -> SparseMatrix:
         """The weight in its canonical form, bit for bit; it may share memory with this module."""

@@ -25,10 +25,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda y: gelu(y, approximate="tanh"),
     "silu": silu,
 }
-# (attribute, algorithm) of torch.ops.mkldnn._linear_pointwise
+# (attribute, algorithm) of torch.ops.mkldnn._linear_pointwise; its own relu makes a number of NaN
 _ONEDNN = {
     "none": ("none", ""),
-    "relu": ("relu", ""),
+    "relu": ("none", ""),
     "gelu": ("gelu", "none"),
     "gelu_tanh": ("gelu", "tanh"),
     "silu": ("swish", ""),
@@ -72,6 +72,8 @@ def _run_onednn(
 ) -> Tensor:
     attribute, algorithm = _ONEDNN[activation]
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed[0], bias, attribute, [], algorithm)
+    if activation == "relu":
+        y = torch.relu_(y)
     return y if residual is None else y + residual
 
 

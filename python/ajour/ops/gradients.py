@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear as dense
 
 from ajour.ops import block_gradients
 from ajour.ops.bitmap_linear import reference as bitmap_reference
 from ajour.ops.block_linear import reference as block_reference
 from ajour.ops.dense import apply_activation
-from ajour.ops.library import LinearOp
+from ajour.ops.library import LinearOp, is_transformed
 from ajour.ops.nm_linear import reference as nm_reference
 from ajour.ops.scaled_nm_linear import reference as scaled_nm_reference
 from ajour.ops.split_linear import reference as split_reference
@@ -79,8 +80,9 @@ class _Linear(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, op: LinearOp, kernels: str, x: Tensor, bias: Tensor | None, *packed: Tensor
     ) -> Tensor:
-        ctx.op, ctx.kernels = op, kernels
-        ctx.save_for_backward(x, *packed)
+        ctx.op, ctx.kernels, ctx.dtype = op, kernels, x.dtype
+        read = x if True in ctx.needs_input_grad[4:] else None  # else whoever made x may change it afterwards
+        ctx.save_for_backward(read, *packed)
         return op.call(x, list(packed), bias, kernels, "none", None)
 
     @staticmethod
@@ -92,7 +94,7 @@ class _Linear(torch.autograd.Function):
         dpacked: list[Tensor | None] = [None] * len(packed)
         dy = dy.to(getattr(torch, _table(kernels).dtype))  # autocast may have rounded y
         if needs_x:
-            dx = input_gradient(op, kernels, dy, packed).to(x.dtype)
+            dx = input_gradient(op, kernels, dy, packed).to(ctx.dtype)
         if needs_bias:
             dbias = dy.reshape(-1, dy.shape[-1]).sum(0)
         if True in needs_packed:  # the values alone can need one
@@ -173,6 +175,9 @@ def linear(
         return op.call(x, packed, bias, kernels, activation, residual)
     if trained:
         _check_trainable(op, packed, kernels)
+    if is_transformed():
+        y = apply_activation(dense(x, _weight(op, packed, kernels), bias), activation)
+        return y if residual is None else y + residual
     product: Tensor = _Linear.apply(op, kernels, x, bias, *packed)  # type: ignore[no-untyped-call]
     y = apply_activation(product, activation)
     return y if residual is None else y + residual.to(y.dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 from ajour._native import native
@@ -29,6 +30,7 @@ SCHEMA = "(Tensor x, Tensor[] packed, Tensor? bias, str kernels, str activation,
 _compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
+_functorch = torch._C._are_functorch_transforms_active
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
@@ -69,24 +71,49 @@ class LinearOp:
         activation: str,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """The op, without gradients: by the compiled part where that can take the call and nobody watches."""
-        if (
-            not _compiling()
-            and kernels in self.compiled_tables
-            and x.__class__ is Tensor
-            and not _dispatch_modes()
-            and _tracing() is None
-        ):
-            y = self.compiled(x, packed, bias, kernels, activation, residual)
-            if y is not None:
-                return y
+        """The op, without gradients: by the compiled part where that can take the call and nobody watches.
+
+        Under torch.func's transforms and in forward mode, which no op of ours knows, it is torch's dense product.
+        """
+        if not _compiling():
+            if forward_ad._current_level >= 0 or _functorch():  # is_transformed, without a call
+                return self.by_weight(x, packed, bias, kernels, activation, residual)
+            if (
+                kernels in self.compiled_tables
+                and x.__class__ is Tensor
+                and not _dispatch_modes()
+                and _tracing() is None
+            ):
+                y = self.compiled(x, packed, bias, kernels, activation, residual)
+                if y is not None:
+                    return y
         return self.registered(x, packed, bias, kernels, activation, residual)
+
+    def by_weight(
+        self,
+        x: Tensor,
+        packed: list[Tensor],
+        bias: Tensor | None,
+        kernels: str,
+        activation: str,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """The same by operations of torch alone, on the dense weight."""
+        with torch._C._DisableFuncTorch():  # type: ignore[attr-defined,no-untyped-call]
+            w = self.weight(packed, kernels)
+        y = apply_activation(linear(x, w, bias), activation)
+        return y if residual is None else y + residual
 
     @property
     def weight(self) -> Callable[..., Tensor]:
         """(packed, kernels) -> the dense weight [n, k], bit for bit; an op, so that a compiled backward can call it."""
         registered: Callable[..., Tensor] = getattr(torch.ops.ajour, f"{self.name}_weight").default
         return registered
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward mode, wants operations of torch that it knows."""
+    return not _compiling() and (forward_ad._current_level >= 0 or _functorch())
 
 
 def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kernel]) -> LinearOp:
