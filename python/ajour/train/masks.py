@@ -21,7 +21,7 @@ from ajour.layers import Layer, find_layers, is_conv1d, is_converted
 from ajour.magnitude import keep_largest, magnitudes
 from ajour.terms.errors import FileError, PatternError
 from ajour.terms.pattern import NM, Dense, Pattern
-from ajour.train.mask import Mask
+from ajour.train.mask import Mask, checked
 
 _FORMAT = "ajour.masks"
 _VERSION = 1
@@ -38,8 +38,10 @@ class Masks(MutableMapping[str, Mask]):
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, masks: Mapping[str, Mask], model: nn.Module | None = None) -> None:
-        """Raises PatternError by name if `model` lacks a parameter, its shape differs, or it stands there twice."""
-        self._masks = dict(masks)
+        """Raises PatternError by name if `model` lacks a parameter, its shape differs, or it stands there twice, and
+        for what is no Mask.
+        """
+        self._masks = {name: checked(name, mask) for name, mask in masks.items()}
         self.version = 0  # counts changes, for those who share the masks
         self._parameters: dict[str, weakref.ref[Tensor]] = {}
         if model is not None:
@@ -243,11 +245,11 @@ class Masks(MutableMapping[str, Mask]):
 
     def __setitem__(self, name: str, mask: Mask) -> None:
         """Replaces or adds a mask; a replaced one keeps its shape. Optimizers move with it by `change_masks`."""
-        if name in self._masks and self._masks[name].shape != mask.shape:
+        if name in self._masks and self._masks[name].shape != checked(name, mask).shape:
             raise PatternError(
                 f"{name!r}: expected a mask of {tuple(self._masks[name].shape)}, found {tuple(mask.shape)}"
             )
-        self._masks[name] = mask
+        self._masks[name] = checked(name, mask)
         self.version += 1
 
     def __delitem__(self, name: str) -> None:
