@@ -195,8 +195,10 @@ class Masks(MutableMapping[str, Mask]):
         return self._masks.keys() == other._masks.keys() and all(mask == other[name] for name, mask in self.items())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Name -> bits, uint8, and under `name:shape` the shape, int64: what a file holds beside a model's tensors."""
-        bits = {name: mask.bits for name, mask in self.items()}
+        """Name -> bits, uint8, and under `name:shape` the shape, int64: what a file holds beside a model's tensors;
+        copies, into which others may load.
+        """
+        bits = {name: mask.bits.clone() for name, mask in self.items()}
         return bits | {f"{name}:shape": torch.tensor(mask.shape, dtype=torch.int64) for name, mask in self.items()}
 
     @classmethod
@@ -207,7 +209,7 @@ class Masks(MutableMapping[str, Mask]):
             if f"{name}:shape" not in state:
                 raise FileError(f"the mask {name!r} has no shape beside it ({name}:shape)")
             try:
-                masks[name] = Mask(state[name], state[f"{name}:shape"].tolist())
+                masks[name] = Mask(state[name].clone(), state[f"{name}:shape"].tolist())
             except PatternError as error:
                 raise FileError(f"the mask {name!r}: {error}") from None
         return cls(masks, model)

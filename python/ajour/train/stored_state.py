@@ -105,7 +105,7 @@ def _mask(held: Held, saved: Mapping[str, Any]) -> Mask | None:
     if held.mask is None:
         raise FileError(f"the state holds a mask for {held.name!r}, this optimizer none; give it masks, too")
     try:
-        mask = Mask(saved["mask"], held.local.shape)
+        mask = Mask(saved["mask"].clone(), held.local.shape)
         if not held.sharded:
             held.check(mask)
     except PatternError as error:
