@@ -101,20 +101,38 @@ def test_trainable_layers_train_and_dense_choices_stay_linear() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_training_fills_no_zeros_that_a_coarser_block_size_holds() -> None:
+    model = pruned(mlp(), Block(8, 8))
+    found = plan_for(model, Block(8, 8))
+    coarser = replace(found, choices=tuple(replace(choice, stored=Block(16, 16)) for choice in found.choices))
+    dead = model[0].weight == 0
+    convert(model, coarser, trainable=True)
+    assert model[0].pattern == Block(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.randn(5, 32)).square().sum().backward()
+    optimizer.step()
+    assert not bool(revert(model)[0].weight[dead].any())
+    finer = replace(found, choices=tuple(replace(choice, stored=Block(4, 4)) for choice in found.choices))
+    assert convert(pruned(mlp(), Block(8, 8)), finer, trainable=True)[0].pattern == Block(4, 4)
+
+
 def test_an_example_instead_of_a_plan_means_plan_first(monkeypatch: pytest.MonkeyPatch) -> None:
     from ajour.planning import planner
 
     model, example = pruned(mlp(), NM(2, 4)), torch.randn(5, 32)
     seen = []
 
-    def plan(asked: nn.Module, given: object) -> Plan:
-        seen.append((asked, given))
+    def plan(asked: nn.Module, given: object, *, trainable: bool) -> Plan:
+        seen.append((asked, given, trainable))
         return plan_for(asked, NM(2, 4))
 
     monkeypatch.setattr(planner, "plan", plan)
     convert(model, example)
-    assert seen == [(model, example)]
     assert type(model[0]) is NMLinear
+    other = pruned(mlp(), NM(2, 4))
+    convert(other, example, trainable=True)
+    assert other[0].trainable
+    assert seen == [(model, example, False), (other, example, True)]
 
 
 def test_a_measured_plan_converts_and_the_result_can_be_planned_again() -> None:

@@ -12,8 +12,8 @@ from torch import nn
 
 import ajour
 from ajour.formats import NMMatrix, SparseMatrix
-from ajour.nn import NMLinear, linear_of, selection
-from ajour.ops import LINEAR_OPS, NM_LINEAR, sm90
+from ajour.nn import BlockLinear, NMLinear, linear_of, selection
+from ajour.ops import BLOCK_LINEAR, BLOCK_SDDMM, LINEAR_OPS, NM_LINEAR, sm90
 from ajour.ops.functional import problem_of
 from ajour.ops.library import LinearOp
 from ajour.planning.plan import RowChoice
@@ -114,3 +114,51 @@ def test_a_plan_of_a_larger_build_is_refused_when_it_is_applied(
     with pytest.raises(PlanError, match=rf"^layer '0': nm_linear: {said}give load a plan= made here, or plan=an examp"):
         ajour.load(tmp_path / "model.safetensors", dense)
     assert state_of(dense) == before
+
+
+PARTS = "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s3 / t64 g1 w4 s3 p2"
+DAMAGED = {
+    "m128 n64 k64 w8 s3 / m65 n64 k64 w4 s3": "'m65 n64 k64 w4 s3' is no Triton tile: sides and warps",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s99": "has 1 to 32 warps and 1 to 16 stages",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w64 s3": "has 1 to 32 warps and 1 to 16 stages",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s3 tma": "needs? compute capability 9.0, this device has 8.0",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s3 / fast": "'fast' is no configuration of block_sddmm",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s3 / t8 g1 w4 s3 p1": "'t8 g1 w4 s3 p1' can't run: tokens, blocks and warps",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s3 / t64 g3 w4 s3 p1": "can't run: tokens, blocks and warps are powers of two",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s3 / t64 g1 w4 s3 p99": "at most 32 warps, 16 stages and 16 shares",
+    "m128 n64 k64 w8 s3 / m64 n64 k64 w4 s3 / t4096 g1 w4 s3 p1": "its tiles of block 16x16 exceed shared memory",
+    f"{PARTS} / again": "has more parts than a layer has products: forward / dx / dw",
+}
+
+
+@pytest.fixture
+def triton_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's kernels for training take layers of the CPU, as those of an A100."""
+    pytest.importorskip("triton", reason="Triton is not installed", exc_type=ImportError)
+    for op in (BLOCK_LINEAR, BLOCK_SDDMM):
+        monkeypatch.setitem(
+            op.kernels, "triton_blocks", replace(op.kernels["triton_blocks"], why_not=lambda problem: None)
+        )
+    monkeypatch.setattr(selection, "problem_of", lambda *args: replace(problem_of(*args), capability=(8, 0)))
+
+
+@pytest.mark.parametrize("config", DAMAGED)
+def test_a_damaged_part_of_a_trained_layers_configuration_is_refused_wherever_it_is_met(
+    config: str, triton_here: None, tmp_path: Path
+) -> None:
+    model = pruned(nn.Sequential(nn.Linear(32, 64)), Block(16, 16))
+    right, wrong = (plan_for(model, Block(16, 16), (RowChoice(None, "triton_blocks", c),)) for c in (PARTS, config))
+    said = rf"kernel 'triton_blocks' can't run its configuration: .*{DAMAGED[config]}"
+    matrix = matrix_of(model[0].weight.detach(), Block(16, 16))
+    with pytest.raises(KernelError, match=said):
+        BlockLinear(matrix, choices=[(None, "triton_blocks", config)], trainable=True)
+    before = state_of(model)
+    with pytest.raises(ConversionError, match=f"^layer '0': {said}"):
+        ajour.convert(model, wrong, trainable=True)
+    assert state_of(model) == before
+    ajour.save(ajour.convert(model, right, trainable=True), tmp_path / "model.safetensors")
+    assert model[0].kernels.endswith(f"| * triton_blocks 0:6 {PARTS}")
+    loaded = ajour.load(tmp_path / "model.safetensors", nn.Sequential(nn.Linear(32, 64)))
+    assert loaded[0].kernels == model[0].kernels
+    with pytest.raises(PlanError, match=f"^layer '0': block_linear: {said}"):
+        ajour.load(tmp_path / "model.safetensors", nn.Sequential(nn.Linear(32, 64)), plan=wrong)

@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ajour.formats import BlockMatrix
 from ajour.nn import BlockLinear
 from ajour.ops import BLOCK_LINEAR, BLOCK_SDDMM, gradients
-from ajour.ops.block_gradients import sampled_table, training_config
+from ajour.ops.block_gradients import sampled_table, training_configs
 from ajour.ops.functional import problem_of
 from ajour.ops.prepare import prepare
 from ajour.terms.errors import KernelError
+from ajour.terms.kernel import config_for
 from ajour.terms.pattern import Block
 from ajour.terms.problem import Problem
 
@@ -111,14 +112,23 @@ def test_a_layer_that_is_trained_on_a_gpu_names_a_configuration_for_each_product
     pytest.importorskip("triton", reason="Triton is not installed", exc_type=ImportError)
     problem = Problem("block_linear", Block(64, 128), 8192, 4096, 16384, "bfloat16", "cuda", (9, 0), 0.1)
     kernel = BLOCK_LINEAR.kernel("triton_blocks")
-    config = training_config(kernel, problem)
+    config = config_for([each[0] for each in training_configs(kernel, problem)])
     turned = replace(problem, pattern=Block(128, 64), n=16384, k=4096)
     sampled = BLOCK_SDDMM.kernel("triton_blocks")
     assert config == " / ".join(each.configs(which)[0] for each, which in
                                 ((kernel, problem), (kernel, turned), (sampled, problem)))  # fmt: skip
     _, table = sampled_table(f"4096x16384 bfloat16 block 64x128 | * triton_blocks 0:6 {config}")
     assert table.endswith(f"* triton_blocks 0:5 {config.split(' / ')[2]}")
-    assert training_config(BLOCK_LINEAR.kernel("cpu_blocks"), replace(problem, device="cpu", capability=None)) == ""
+    on_cpu = replace(problem, device="cpu", capability=None)
+    assert training_configs(BLOCK_LINEAR.kernel("cpu_blocks"), on_cpu) == (("",), ("",), ("",))
+
+
+def test_dw_goes_by_the_configuration_for_its_number_of_rows() -> None:
+    few, many = "m16 n64 k64 w4 s3 / m16 n64 k64 w4 s3 / t64 g1 w4 s3 p2", "m64 n64 k64 w4 s3"
+    table = f"64x64 bfloat16 block 32x32 | 64 triton_blocks 0:6 {few} | * triton_blocks 0:6 {many}"
+    assert sampled_table(table) == (
+        0, "64x64 bfloat16 block 32x32 | 64 triton_blocks 0:5 t64 g1 w4 s3 p2 | * triton_blocks 0:5"
+    )  # fmt: skip
 
 
 class Calls(TorchDispatchMode):

@@ -46,6 +46,22 @@ def test_a_bigger_block_size_that_the_kernels_like_is_tried_too() -> None:
     assert {Block(16, 16), Block(32, 32)} <= set(tried)
 
 
+def test_training_tries_no_blocks_that_hold_more_zeros_than_they_must() -> None:
+    mask = (torch.rand(8, 8) < 0.3).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    mask[:16, :16], mask[16:32, :32] = True, False
+    found = detect(torch.randn(256, 256) * mask)
+    for device in ("cpu", "cuda"):
+        assert Form(Block(32, 32)) in forms(found, device=device)[0]
+        kept, refused = forms(found, device=device, trainable=True)
+        assert Form(Block(16, 16)) in kept
+        assert Form(Block(32, 32)) not in kept
+        bring = "training in block 32x32 would bring back what block 16x16 leaves out; it was not tried"
+        assert bring in refused
+    assert {Form(Block(64, 64)), Form(Block(32, 32))} <= set(
+        forms(detect(_blocks(64, 0.2, 512, 512)), trainable=True)[0]
+    )
+
+
 def test_the_size_that_kernels_like_is_tried_within_a_bigger_one() -> None:
     assert {Block(64, 64), Block(32, 32)} <= set(_patterns(_blocks(64, 0.2, 512, 512)))
 

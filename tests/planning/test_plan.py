@@ -93,11 +93,11 @@ def _edited(*path: str | int, value: Any) -> str:
     ("path", "value", "sentence"),
     [
         (("kind",), "another", "this is no plan"),
-        (("version",), 3, "this plan is of version 3, this ajour reads up to 2; update ajour or plan again"),
-        (("version",), "1", "version: expected 1 to 2, found '1'"),
-        (("version",), 0, "version: expected 1 to 2, found 0"),
+        (("version",), 4, "this plan is of version 4, this ajour reads up to 3; update ajour or plan again"),
+        (("version",), "1", "version: expected 1 to 3, found '1'"),
+        (("version",), 0, "version: expected 1 to 3, found 0"),
         (("choices", 0, "measurements", 0, "steady"), 1, r"measurements\[0\].steady: expected true or false, found 1"),
-        (("version",), True, "version: expected 1 to 2, found True"),
+        (("version",), True, "version: expected 1 to 3, found True"),
         (("extra",), 1, "plan: extra is unknown"),
         (("choices",), {}, r"plan.choices: expected a list"),
         (("choices", 0, "shape"), "3072x768", r"plan.choices\[0\].shape: expected a list"),
@@ -140,7 +140,7 @@ def test_a_truncated_plan_is_refused(cut: int) -> None:
 def test_a_plan_of_an_older_version_is_read_without_what_came_later() -> None:
     data = json.loads(PLAN.to_json())
     data["version"] = 1
-    del data["untried"]
+    del data["untried"], data["trainable"]
     for choice in data["choices"]:
         for measurement in choice["measurements"]:
             del measurement["steady"]

@@ -22,6 +22,7 @@ from ajour.ops import LINEAR_OPS
 from ajour.ops.prepare import Choice as KernelChoice
 from ajour.planning.plan import Choice, Plan
 from ajour.terms.errors import AjourError, ConversionError, PlanError
+from ajour.terms.pattern import Block
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class _Job:
 def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable: bool = False) -> nn.Module:
     """Swaps the layers that the plan has an op for, in place, and returns the model.
 
-    plan:      a Plan, or an example of the model's inputs, for which one is made first.
+    plan:      a Plan, or an example of the model's inputs, for which one is made first, for training if `trainable`.
     fuse:      an activation that provably follows a layer directly, and that no other class of the model sees, is
                folded into it; a part called on its own afterwards (`model[0](x)`) includes it.
     trainable: the new layers hold values that require gradients, whatever the old weights did, and run through kernels
                that read these as they are: blocks through compiled ones or Triton's, other patterns through
                `reference`, which holds their zeros but saves no time: a step of 128 rows through 3072 x 768 in 2:4
-               takes 30 ms, 18 dense (Zen 5, float32). Layers that the plan keeps dense stay what they are, and what it
-               splits is a bitmap.
+               takes 30 ms, 18 dense (Zen 5, float32). A plan for training (`plan(..., trainable=True)`) has measured
+               these kernels and names a configuration for each product; of one for inference only the pattern counts.
+               Layers that the plan keeps dense stay what they are, what it splits is a bitmap, and what it stores in
+               coarser blocks than it found is stored in those: training would fill the zeros between.
 
     Every swap is checked before the first one is made, and any failure leaves the model as it was, bit for bit.
     Parameters are replaced: build optimizers after converting, and don't keep a layer or a weight outside the model, as
@@ -55,7 +58,7 @@ def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable:
     if not isinstance(plan, Plan):
         from ajour.planning.planner import plan as make_plan  # planning is slow to import, and rarely wanted here
 
-        plan = make_plan(model, plan)
+        plan = make_plan(model, plan, trainable=trainable)
     with torch.inference_mode(False), torch.no_grad():
         jobs = list(_checked(model, plan, fuse, trainable))
         with ExitStack() as undo:
@@ -86,9 +89,19 @@ def _checked(model: nn.Module, plan: Plan, fuse: bool, trainable: bool) -> Itera
         layer = layers[choice.layer]
         if layer.reason is not None:
             raise ConversionError(f"layer {layer.name!r} can't be converted: {layer.reason}")
-        if trainable and choice.op == "split_linear":  # whose explicit zeros must not be trained
-            choice = replace(choice, op="bitmap_linear")
+        choice = _without_zeros(choice) if trainable else choice
         yield _job(layer, choice, fusions.get(layer.name))
+
+
+def _without_zeros(choice: Choice) -> Choice:
+    """The choice with no explicit zeros to train: bitmaps for split weights, the blocks found for coarser ones."""
+    stored, found = choice.stored, choice.pattern
+    if choice.op == "split_linear":
+        return replace(choice, op="bitmap_linear")
+    if isinstance(stored, Block) and isinstance(found, Block):
+        divides = found.rows % stored.rows == 0 and found.cols % stored.cols == 0
+        return choice if divides else replace(choice, stored=found)
+    return choice
 
 
 def _job(layer: Layer, choice: Choice, fusion: Fusion | None) -> _Job:

@@ -65,7 +65,7 @@ def _load(path: str | PathLike[str], model: nn.Module, plan: Plan | Any) -> nn.M
         return model
     from ajour.planning.planner import plan as make_plan  # planning is slow to import, and rarely wanted here
 
-    return convert(model, make_plan(model, plan), trainable=trainable)
+    return convert(model, make_plan(model, plan, trainable=trainable), trainable=trainable)
 
 
 def _plan(saved: Saved, plan: Any, places: list[Place]) -> Plan | None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from ajour.formats.matrix import SparseMatrix
 from ajour.ops.functional import problem_of
-from ajour.ops.gradients import TRAINING_CONFIG
+from ajour.ops.gradients import CHECK_DW, training_configs, why_not_trained
 from ajour.ops.library import LinearOp
 from ajour.ops.prepare import Choice
 from ajour.terms.errors import KernelError
-from ajour.terms.kernel import Kernel
+from ajour.terms.kernel import Kernel, config_for
 from ajour.terms.problem import Problem
 
 MANY = 65536  # rows that stand for "any number" when a kernel without a limit is asked whether it takes them
@@ -20,11 +20,10 @@ MANY = 65536  # rows that stand for "any number" when a kernel without a limit i
 def canonical_choice(op: LinearOp, matrix: SparseMatrix, wanted: Sequence[Choice] | None = None) -> tuple[Choice, ...]:
     """Kernels that read the canonical form itself: for training, and on `meta` where nothing runs.
 
-    `wanted` if all of these do and take the matrix, else the first one of the op's table that takes it. What a plan has
-    timed for inference is no guide here: packed values can't be trained, and few kernels read others, one on a CPU and
-    one on a GPU, which leaves their configurations to choose. A rule names these when a layer is built, once and
-    readably in `layer.kernels`; a plan that names `triton_blocks` and "forward / dx / dw" itself is obeyed instead.
-    What measuring the three would bring is not measured on a GPU.
+    `wanted` if all of these do and take the matrix, as those of a plan for training do: it names the kernel and
+    "forward / dx / dw", each measured. A plan for inference says nothing of these, as packed values can't be trained.
+    Then, and for a layer that is built by hand, it is the first kernel of the op's table that takes the matrix, with
+    the first configuration of each product, which stand in `layer.kernels`.
     """
     if matrix.device.type != "meta":
         reads_it = wanted is not None and all(op.kernel(name).packing == "canonical" for _, name, _ in wanted)
@@ -32,9 +31,9 @@ def canonical_choice(op: LinearOp, matrix: SparseMatrix, wanted: Sequence[Choice
             return tuple(wanted)
         problem = problem_of(matrix, MANY)
         for kernel in op.kernels.values():
-            if kernel.packing == "canonical" and kernel.why_not(problem) is None:
-                trained = TRAINING_CONFIG.get(op.name)
-                return ((None, kernel.name, trained(kernel, problem) if trained else kernel.configs(problem)[0]),)
+            if kernel.packing == "canonical" and why_not_trained(op, kernel, problem) is None:
+                parts = [configs[0] for configs in training_configs(op, kernel, problem)]
+                return ((None, kernel.name, config_for(parts)),)
     return ((None, "reference" if "reference" in op.kernels else "aten", ""),)
 
 
@@ -51,7 +50,7 @@ def why_not(op: LinearOp, matrix: SparseMatrix, activation: str, choices: Sequen
         refusals = [kernel.why_not(replace(problem, m=m)) for m in _between(lowest, limit or max(lowest, MANY))]
         if all(refusals):
             return f"kernel {name!r} refuses it: {refusals[0]}"
-        if refusal := _why_not_config(kernel, problem, config):
+        if refusal := _why_not_config(op, kernel, problem, config):
             return f"kernel {name!r} can't run its configuration: {refusal}"
         lowest = (limit or 0) + 1
     return None
@@ -69,13 +68,15 @@ def select(op: LinearOp, matrix: SparseMatrix, activation: str, wanted: Sequence
     return ((None, kernel.name, kernel.configs(problem)[0]),)
 
 
-def _why_not_config(kernel: Kernel, problem: Problem, config: str) -> str | None:
+def _why_not_config(op: LinearOp, kernel: Kernel, problem: Problem, config: str) -> str | None:
     """None for the empty one, which every kernel takes, and for what the kernel knows, at whatever number of rows."""
     if not config:
         return None
     if kernel.check is not None:
         try:
             kernel.check(problem, config)
+            if op.name in CHECK_DW:
+                CHECK_DW[op.name](kernel, problem, config)
         except KernelError as error:
             return str(error)
         return None

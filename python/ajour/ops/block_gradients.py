@@ -17,7 +17,7 @@ from torch import Tensor
 from ajour.ops import BLOCK_LINEAR, BLOCK_SDDMM
 from ajour.ops.block_linear.op import TRANSPOSED
 from ajour.terms.errors import KernelError
-from ajour.terms.kernel import Kernel, config_of
+from ajour.terms.kernel import PRODUCTS, Kernel, SampledKernel, config_of
 from ajour.terms.pattern import Block
 from ajour.terms.problem import Problem
 from ajour.terms.row_table import make_row_table, parse_row_table
@@ -28,13 +28,22 @@ INDICES = 5  # tensors of a BlockMatrix behind its blocks
 @cache
 def _found(kernels: str) -> tuple[int, str]:
     table = parse_row_table(kernels)
-    for entry in table.entries:
-        if BLOCK_LINEAR.kernel(entry.kernel).packing == "canonical":
-            name = entry.kernel if entry.kernel in BLOCK_SDDMM.kernels else "reference"
-            config = config_of(entry.config, "dw")
-            made = make_row_table(table.n, table.k, table.dtype, table.pattern, [(None, name, 0, INDICES, config)])
-            return entry.start, str(made)
-    raise KernelError(f"block_linear: no kernel of {kernels!r} reads the canonical form, which alone can be trained")
+    entries = [entry for entry in table.entries if BLOCK_LINEAR.kernel(entry.kernel).packing == "canonical"]
+    if not entries:
+        raise KernelError(
+            f"block_linear: no kernel of {kernels!r} reads the canonical form, which alone can be trained"
+        )
+    limits = [*(entry.limit for entry in entries[:-1]), None]
+    rows = [
+        (limit, _sampled_kernel(entry.kernel).name, 0, INDICES, config_of(entry.config, "dw"))
+        for limit, entry in zip(limits, entries, strict=True)
+    ]
+    return entries[0].start, str(make_row_table(table.n, table.k, table.dtype, table.pattern, rows))
+
+
+def _sampled_kernel(name: str) -> SampledKernel:
+    """What computes dw of a layer that the kernel of that name runs."""
+    return BLOCK_SDDMM.kernels.get(name, BLOCK_SDDMM.kernels["reference"])
 
 
 def sampled_table(kernels: str) -> tuple[int, str]:
@@ -51,18 +60,36 @@ def _sampled(kernels: str, dy: Tensor, x: Tensor, packed: Sequence[Tensor]) -> T
     return BLOCK_SDDMM.call(dy, x, list(packed[start + 1 : start + 1 + INDICES]), table)
 
 
-def training_config(kernel: Kernel, problem: Problem) -> str:
-    """The likely best configuration for each product of a layer that is trained: "forward / dx / dw".
+def training_configs(kernel: Kernel, problem: Problem) -> tuple[tuple[str, ...], ...]:
+    """The configurations worth timing for y, dx and dw of a layer that is trained, the likely best of each first.
 
-    dx is the forward of the turned weight, so its part is one for that weight. Empty for a kernel without choices, as
-    those of the CPU are. It becomes a part of the layer's row table when the layer is built, and is asked for no more.
+    dx is the forward of the turned weight, so its configurations are those for that weight.
     """
+    return kernel.configs(problem), kernel.configs(_turned(problem)), _sampled_kernel(kernel.name).configs(problem)
+
+
+def why_not_trained(kernel: Kernel, problem: Problem) -> str | None:
+    """None if a layer can be trained by the kernel, else which of its products refuses that, in one sentence."""
+    return kernel.why_not(problem) or kernel.why_not(_turned(problem)) or _sampled_kernel(kernel.name).why_not(problem)
+
+
+def check_dw(kernel: Kernel, problem: Problem, config: str) -> None:
+    """Raises KernelError for a configuration whose part for dw, if it has one, is none that runs there."""
+    if len(config.split(" / ")) > len(PRODUCTS):
+        raise KernelError(f"{config!r} has more parts than a layer has products: {' / '.join(PRODUCTS)}")
+    part, sampled = config_of(config, "dw"), _sampled_kernel(kernel.name)
+    if part and sampled.check is None:
+        raise KernelError(f"{config!r} has a part for dw, and {sampled.name!r}, which computes it, has no choices")
+    if part and sampled.check is not None:
+        sampled.check(problem, part)
+
+
+def _turned(problem: Problem) -> Problem:
+    """The problem that the transposed weight poses."""
     assert isinstance(problem.pattern, Block)
-    turned = Block(problem.pattern.cols, problem.pattern.rows)
-    of_dx = replace(problem, pattern=turned, n=problem.k, k=problem.n)
-    sampled = BLOCK_SDDMM.kernels.get(kernel.name)
-    parts = (kernel.configs(problem)[0], kernel.configs(of_dx)[0], sampled.configs(problem)[0] if sampled else "")
-    return " / ".join(parts) if any(parts) else ""
+    return replace(
+        problem, pattern=Block(problem.pattern.cols, problem.pattern.rows), n=problem.k, k=problem.n, activation="none"
+    )
 
 
 class _Forward(torch.autograd.Function):

@@ -17,6 +17,8 @@ from ajour.ops.nm_linear import reference as nm_reference
 from ajour.ops.scaled_nm_linear import reference as scaled_nm_reference
 from ajour.ops.split_linear import reference as split_reference
 from ajour.terms.errors import KernelError
+from ajour.terms.kernel import Kernel
+from ajour.terms.problem import Problem
 from ajour.terms.row_table import RowEntry, RowTable, parse_row_table
 
 # op -> (canonical tensors, pattern, shape) -> dense weight, differentiable in the first tensor
@@ -38,10 +40,24 @@ COLLECT: dict[str, Callable[[Tensor, Sequence[Tensor], Any], Tensor]] = {
 # ops with products of their own for dx and for the gradient of the values (block_gradients.py)
 INPUT_GRADIENT = {"block_linear": block_gradients.input_gradient}
 VALUE_GRADIENT = {"block_linear": block_gradients.value_gradient}
-# ops whose trained layers name a configuration for each of three products
-TRAINING_CONFIG = {"block_linear": block_gradients.training_config}
+# and what their kernels have to say of the three products: configurations, refusals, a check of the part for dw
+_TRAINING_CONFIGS = {"block_linear": block_gradients.training_configs}
+_WHY_NOT_TRAINED = {"block_linear": block_gradients.why_not_trained}
+CHECK_DW = {"block_linear": block_gradients.check_dw}
 # packings that hold the values in the order of EXPAND and COLLECT
 _TRAINABLE = {"dense_linear": "dense"}
+
+
+def training_configs(op: LinearOp, kernel: Kernel, problem: Problem) -> tuple[tuple[str, ...], ...]:
+    """The configurations worth timing for y, dx and dw of a layer that is trained, the likely best of each first."""
+    configs = _TRAINING_CONFIGS.get(op.name)
+    return configs(kernel, problem) if configs else (kernel.configs(problem), ("",), ("",))
+
+
+def why_not_trained(op: LinearOp, kernel: Kernel, problem: Problem) -> str | None:
+    """None if the kernel can train a layer of the op, else the reason in one sentence."""
+    why_not = _WHY_NOT_TRAINED.get(op.name)
+    return why_not(kernel, problem) if why_not else kernel.why_not(problem)
 
 
 def _table(kernels: str) -> RowTable:
@@ -75,18 +91,24 @@ class _Linear(torch.autograd.Function):
         dx = dbias = None
         dpacked: list[Tensor | None] = [None] * len(packed)
         dy = dy.to(getattr(torch, _table(kernels).dtype))  # autocast may have rounded y
-        if needs_x and op.name in INPUT_GRADIENT:
-            dx = INPUT_GRADIENT[op.name](kernels, dy, packed).to(x.dtype)
-        elif needs_x:
-            dx = (dy @ _weight(op, packed, kernels)).to(x.dtype)
+        if needs_x:
+            dx = input_gradient(op, kernels, dy, packed).to(x.dtype)
         if needs_bias:
             dbias = dy.reshape(-1, dy.shape[-1]).sum(0)
         if True in needs_packed:  # the values alone can need one
-            dpacked[needs_packed.index(True)] = _dvalues(op, kernels, dy, x.to(dy.dtype), packed)
+            dpacked[needs_packed.index(True)] = value_gradient(op, kernels, dy, x.to(dy.dtype), packed)
         return None, None, dx, dbias, *dpacked
 
 
-def _dvalues(op: LinearOp, kernels: str, dy: Tensor, x: Tensor, packed: list[Tensor]) -> Tensor:
+def input_gradient(op: LinearOp, kernels: str, dy: Tensor, packed: list[Tensor]) -> Tensor:
+    """dx: [..., k] = dy: [..., n] @ w."""
+    if op.name in INPUT_GRADIENT:
+        return INPUT_GRADIENT[op.name](kernels, dy, packed)
+    return dy @ _weight(op, packed, kernels)
+
+
+def value_gradient(op: LinearOp, kernels: str, dy: Tensor, x: Tensor, packed: list[Tensor]) -> Tensor:
+    """dy.T @ x at the stored places, in the order of the canonical values, which the row table must read."""
     if op.name in VALUE_GRADIENT:
         return VALUE_GRADIENT[op.name](kernels, dy, x, packed)
     table = _table(kernels)

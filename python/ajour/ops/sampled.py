@@ -58,7 +58,7 @@ def define_sampled(name: str, kernels: Sequence[SampledKernel]) -> SampledOp:
             if not accumulate:
                 gradient.zero_()
             return
-        entry = table.entries[0]
+        entry = table.at(x.shape[:-1].numel())
         op.kernel(entry.kernel).run(gradient, dy.reshape(-1, table.n), x.reshape(-1, table.k), index, accumulate, entry)
 
     def run(dy: Tensor, x: Tensor, index: list[Tensor], kernels: str) -> Tensor:

@@ -18,6 +18,7 @@ from ajour.terms.problem import Problem
 
 DTYPES = ("float32", "bfloat16", "float16")
 _SHARED_BYTES = 96 * 1024  # the least that a block may use on sm_80 and newer, 99 KiB of sm_86, with some left over
+MOST_WARPS, MOST_STAGES = 32, 16
 _TILE = re.compile(r"m(\d+) n(\d+) k(\d+) w(\d+) s(\d+)")
 
 
@@ -48,7 +49,12 @@ def parse_tile(config: str) -> Tile:
     found = _TILE.fullmatch(config)
     if found is None:
         raise KernelError(f"{config!r} is no Triton tile; expected something like {str(Tile())!r}")
-    return Tile(*(int(side) for side in found.groups()))
+    tile = Tile(*(int(side) for side in found.groups()))
+    if min(tile.m, tile.n, tile.k) < 16 or any(each & (each - 1) for each in (tile.m, tile.n, tile.k, tile.warps)):
+        raise KernelError(f"{config!r} is no Triton tile: sides and warps are powers of two, sides from 16 on")
+    if not (1 <= tile.warps <= MOST_WARPS and 1 <= tile.stages <= MOST_STAGES):
+        raise KernelError(f"{config!r} is no Triton tile: it has 1 to {MOST_WARPS} warps and 1 to {MOST_STAGES} stages")
+    return tile
 
 
 def tiles(problem: Problem, n: tuple[int, ...], k: tuple[int, ...]) -> tuple[str, ...]:
@@ -100,7 +106,7 @@ def triton_kernel(
     return replace(canonical, name=name, why_not=why_not, run=run, configs=configs, check=check, run_t=back)
 
 
-def triton_sampled(module: str, name: str) -> SampledKernel:
+def triton_sampled(module: str, name: str, check: Callable[[Problem, str], None]) -> SampledKernel:
     """The record of the kernel in that module that computes stored places only; it offers why_not, configs and run."""
 
     def why_not(problem: Problem) -> str | None:
@@ -114,7 +120,7 @@ def triton_sampled(module: str, name: str) -> SampledKernel:
     def run(*args: Any) -> None:
         import_module(module).run(*args)
 
-    return SampledKernel(name, why_not, run, configs)
+    return SampledKernel(name, why_not, run, configs, check)
 
 
 def _why_not(problem: Problem) -> str | None:

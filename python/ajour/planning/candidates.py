@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ajour.detect import Detection
 from ajour.ops import LINEAR_OPS
+from ajour.ops.gradients import why_not_trained
 from ajour.ops.library import LinearOp
 from ajour.terms.errors import PlanError
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured, parse_pattern
@@ -93,12 +94,18 @@ def estimated_bytes(found: Detection, pattern: Pattern) -> float:
 
 
 def forms(
-    found: Detection, formats: Sequence[Pattern] | None = None, *, at_any_price: bool = False, device: str = "cpu"
+    found: Detection,
+    formats: Sequence[Pattern] | None = None,
+    *,
+    at_any_price: bool = False,
+    device: str = "cpu",
+    trainable: bool = False,
 ) -> tuple[list[Form], list[str]]:
     """The forms worth timing, and a sentence for each that is not.
 
     `formats` forces the patterns; else those that detection found are taken, with neighbouring block sizes. What can't
-    win by bytes and multiplications is left out, unless `at_any_price`.
+    win by bytes and multiplications is left out, unless `at_any_price`, and so is what holds more explicit zeros than
+    it must if `trainable`: training would make weights of them.
     """
     forced = formats is not None
     wanted = [p for p in (formats or ()) if not isinstance(p, Dense)] if forced else _worthwhile(found, device)
@@ -111,14 +118,22 @@ def forms(
             share = elements(found, pattern) / _size(found)
             reason = f"{pattern} stores {share:.0%} of the weight, in no fewer bytes than dense"
         elif not forced:
-            reason = _hopeless(found, pattern, wanted, leanest)
+            reason = (_why_regrown(found, pattern) if trainable else None) or _hopeless(found, pattern, wanted, leanest)
         if reason:
             refused.append(f"{reason}; it was not tried")
         else:
             kept.append(Form(pattern))
-            if isinstance(pattern, Unstructured) and device == "cpu" and _splits_well(found):
+            if isinstance(pattern, Unstructured) and device == "cpu" and not trainable and _splits_well(found):
                 kept.append(Form(pattern, split=True))
     return kept, list(dict.fromkeys(refused))
+
+
+def _why_regrown(found: Detection, pattern: Pattern) -> str | None:
+    """Why training a weight in such blocks would bring dead ones back, where it would."""
+    leanest = _leanest(found)
+    if leanest is None or not isinstance(pattern, Block) or elements(found, pattern) <= elements(found, leanest):
+        return None
+    return f"training in {pattern} would bring back what {leanest} leaves out"
 
 
 def _size(found: Detection) -> int:
@@ -205,9 +220,17 @@ def _blocks(found: Detection) -> list[Block]:
 
 
 def candidates(
-    form: Form, found: Detection, rows: Sequence[int], device: str, capability: tuple[int, int] | None, reference: bool
+    form: Form,
+    found: Detection,
+    rows: Sequence[int],
+    device: str,
+    capability: tuple[int, int] | None,
+    reference: bool,
+    trainable: bool = False,
 ) -> tuple[list[Candidate], list[str]]:
     """Every kernel and configuration of the form's op that takes the problem at some of these rows; and the refusals.
+
+    If `trainable` every kernel that trains there, without a configuration: each product is to find its own.
 
     `reference` admits the reference kernel where no other one takes the problem: it expands the weight in every call,
     so it never beats dense. A refusal reads "pattern, kernel: reason", the first one of each kernel.
@@ -221,12 +244,13 @@ def candidates(
         problem = Problem(form.op.name, form.pattern, m, n, k, found.dtype, device, capability, found.density)
         before = len(taken), sum(map(len, taken.values()))
         for kernel in form.op.kernels.values():
-            if kernel.packing == "dense" or kernel.name == "reference" or not kernel.planned:
+            wanted = kernel.packing == "canonical" if trainable else kernel.planned and kernel.packing != "dense"
+            if kernel.name == "reference" or not wanted:
                 continue
-            if reason := kernel.why_not(problem):
+            if reason := why_not_trained(form.op, kernel, problem) if trainable else kernel.why_not(problem):
                 refused.setdefault(kernel.name, f"{form}, {kernel.name}: {reason}")
                 continue
-            for config in kernel.configs(problem):
+            for config in ("",) if trainable else kernel.configs(problem):
                 taken.setdefault((kernel.name, config), []).append(m)
         if reference and before == (len(taken), sum(map(len, taken.values()))):
             taken.setdefault(("reference", ""), []).append(m)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,12 +16,13 @@ from ajour.ops import DENSE_LINEAR
 from ajour.ops.prepare import packed_form, prepare
 from ajour.planning.candidates import Candidate
 from ajour.planning.choosing import Decision, Timed, Times
-from ajour.planning.correctness import Oracle
+from ajour.planning.correctness import MULTIPLICATIONS, Oracle
 from ajour.planning.plan import DENSE_KERNELS, RowChoice, serving
 from ajour.planning.timing import Side, Timer, Timing, copies_needed, measure
 from ajour.terms.errors import AjourError
 from ajour.terms.pattern import Dense
 from ajour.terms.problem import Problem
+from ajour.terms.row_table import make_row_table, parse_row_table
 
 TWIN_MULTIPLICATIONS = 3e7  # in float64, for a weight whose twin was checked in full
 FAILURES = (AjourError, RuntimeError, NotImplementedError)  # what a kernel that does not work here may raise
@@ -64,6 +65,49 @@ class Built:
         y: Tensor = self.candidate.form.op.call(x, packed or self.packed, bias, self.table, "none", None)
         return y
 
+    def configured(self, config: str) -> Built:
+        """The same tensors read by another configuration of a kernel whose packed order it does not change."""
+        table = parse_row_table(self.table)
+        (entry,) = table.entries
+        made = (None, entry.kernel, entry.start, entry.stop, config)
+        text = str(make_row_table(table.n, table.k, table.dtype, table.pattern, [made]))
+        return Built(replace(self.candidate, config=config), self.packed, text)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What is timed for inference: y = x @ w.T + bias at some number of rows."""
+
+    subject: Subject
+    x: Tensor
+    oracle: Oracle
+
+    @classmethod
+    def of(cls, subject: Subject, m: int, multiplications: float = MULTIPLICATIONS) -> Forward:
+        """With random x, checked by so many multiplications in float64."""
+        x = subject.inputs(m)
+        return cls(subject, x, Oracle.of(x, subject.w, subject.bias, multiplications))
+
+    def why_wrong(self, built: Built) -> str | None:
+        """None if the candidate's answer is right by the error rule, else what is wrong with it."""
+        x, bias = self.x, self.subject.bias
+        return why_wrong(built, len(x), "", lambda: self.oracle.error_ratio(built.run(x, bias)))
+
+    def dense_sides(self, weights: Sequence[Tensor]) -> list[Side]:
+        """The layer as it runs today, then every other dense kernel that takes the problem."""
+        return dense_sides(self.x, weights, self.subject.bias, self.subject.transposed)
+
+    def settled(self, built: Built, packs: Sequence[list[Tensor]], bench: Bench) -> Built | None:
+        """The candidate itself: it has its configuration."""
+        return built
+
+    def side(self, built: Built, packs: Sequence[list[Tensor]]) -> Side:
+        """The candidate as it is timed."""
+        return sparse_side(built, self.x, self.subject.bias, packs)
+
+
+Task = Callable[..., Forward]  # (subject, rows, multiplications) -> what is timed and checked there
+
 
 @dataclass
 class Bench:
@@ -71,6 +115,7 @@ class Bench:
 
     model_bytes: of all the dense weights of the model, and cache: the device's last level; both say how cold a layer's
     weights are when it is met again. told: called with what is being measured. notes: what a reader should know.
+    task: what is timed of a layer, given it and a number of rows.
     """
 
     timer: Timer
@@ -78,46 +123,48 @@ class Bench:
     cache: int
     told: Callable[[str], None] = lambda text: None
     notes: dict[str, None] = field(default_factory=dict)
+    task: Task = Forward.of
 
     def times(self, subject: Subject, rows: Sequence[int], built: Sequence[Built]) -> Times:
         """All of `built` beside dense at each number of rows; a wrong or failing candidate is left out and noted."""
         today: dict[int, Timing] = {}
         dense: dict[int, dict[str, Timing]] = {}
-        found: dict[int, dict[int, Timing]] = {i: {} for i in range(len(built))}
+        found: dict[Candidate, tuple[Built, dict[int, Timing]]] = {}
         weights = copies([subject.w], self._count(subject, subject.nbytes))
         packs: dict[int, list[list[Tensor]]] = {}  # by the packed form, which several configurations may share
         for m in rows:
             self.told(f"{subject.name} at {m} rows")
-            x = subject.inputs(m)
-            oracle = Oracle.of(x, subject.w, subject.bias)
-            right = [
-                i for i, each in enumerate(built) if m in each.candidate.rows and self._right(subject, each, x, oracle)
-            ]
-            sides = dense_sides(x, [held[0] for held in weights], subject.bias, subject.transposed)
+            task = self.task(subject, m)
+            sides = task.dense_sides([held[0] for held in weights])
             others = len(sides)
-            timed = []
-            for i in right:
-                form = id(built[i].packed[0])
+            timed: list[Built] = []
+            for each in built:
+                if m not in each.candidate.rows:
+                    continue
+                form = id(each.packed[0])
                 if form not in packs:
-                    packs[form] = copies(built[i].packed, self._count(subject, built[i].nbytes))
-                side = sparse_side(built[i], x, subject.bias, packs[form])
-                if self._timeable(subject, side, m):
+                    packs[form] = copies(each.packed, self._count(subject, each.nbytes))
+                settled = task.settled(each, packs[form], self)
+                if settled is None or not self.right(subject, task.why_wrong(settled)):
+                    continue
+                side = task.side(settled, packs[form])
+                if self.timeable(subject, side, m):
                     sides.append(side)
-                    timed.append(i)
+                    timed.append(settled)
             timings = measure(sides, self.timer)
             today[m] = timings[0]
             dense[m] = {side.name: t for side, t in zip(sides[1:others], timings[1:others], strict=True)}
-            for i, timing in zip(timed, timings[others:], strict=True):
-                found[i][m] = timing
-        return Times(today, dense, tuple(_timed(built[i], times) for i, times in found.items() if times))
+            for each, timing in zip(timed, timings[others:], strict=True):
+                found.setdefault(each.candidate, (each, {}))[1][m] = timing
+        return Times(today, dense, tuple(_timed(each, times) for each, times in found.values()))
 
-    def _right(self, subject: Subject, built: Built, x: Tensor, oracle: Oracle) -> bool:
-        reason = why_wrong(built, x, subject.bias, oracle)
+    def right(self, subject: Subject, reason: str | None) -> bool:
+        """Whether nothing is wrong; what is wrong is noted."""
         if reason:
             self.notes[f"{subject.name}: {reason}"] = None
         return reason is None
 
-    def _timeable(self, subject: Subject, side: Side, m: int) -> bool:
+    def timeable(self, subject: Subject, side: Side, m: int) -> bool:
         """Whether the clock can time it; a kernel that can't be captured in a CUDA graph is out."""
         try:
             self.timer(side, 0, 1)
@@ -197,7 +244,7 @@ def build(w: Tensor, candidates: Sequence[Candidate], refuse: Callable[[str], No
 
 
 def refute(
-    subject: Subject, decision: Decision, rows: Sequence[int], candidates: Sequence[Candidate]
+    subject: Subject, decision: Decision, rows: Sequence[int], candidates: Sequence[Candidate], task: Task = Forward.of
 ) -> tuple[RowChoice, str] | None:
     """The first chosen sparse kernel that gives no right answer for this weight, and why; None if all do."""
     chosen = [
@@ -215,20 +262,19 @@ def refute(
         mine = built.get((entry.kernel, entry.config))
         if mine is None:
             return entry, refused[0]
-        x = subject.inputs(m)
-        if reason := why_wrong(mine, x, subject.bias, Oracle.of(x, subject.w, subject.bias, TWIN_MULTIPLICATIONS)):
+        if reason := task(subject, m, TWIN_MULTIPLICATIONS).why_wrong(mine):
             return entry, reason
     return None
 
 
-def why_wrong(built: Built, x: Tensor, bias: Tensor | None, oracle: Oracle) -> str | None:
-    """None if the candidate's answer is right by the error rule, else what is wrong with it."""
+def why_wrong(built: Built, m: int, what: str, error_ratio: Callable[[], float]) -> str | None:
+    """None if the candidate's answer at m rows is right by the error rule, else what is wrong with it (or `what`)."""
     candidate = built.candidate
-    name = f"{candidate.form}, {candidate.kernel} {candidate.config}".rstrip()
+    name = f"{candidate.form}, {candidate.kernel} {candidate.config}".rstrip() + (f", {what}," if what else "")
     try:
-        ratio = oracle.error_ratio(built.run(x, bias))
+        ratio = error_ratio()
     except FAILURES as error:
-        return f"{name} failed at {x.shape[0]} rows and is out: {error}"
+        return f"{name} failed at {m} rows and is out: {error}"
     if ratio > 1:
-        return f"{name} is wrong at {x.shape[0]} rows ({ratio:.3g}x the allowed error) and is out"
+        return f"{name} is wrong at {m} rows ({ratio:.3g}x the allowed error) and is out"
     return None

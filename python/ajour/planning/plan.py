@@ -16,7 +16,7 @@ from ajour.terms.pattern import Pattern
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-VERSION = 2
+VERSION = 3
 DENSE_KERNELS = ("onednn", "aten")
 
 
@@ -150,6 +150,8 @@ class Plan:
     memory: the cap on resident bytes, as a share of the dense weight's.
     notes:  what a reader should know: candidates that failed or were wrong, a machine that was not quiet.
     untried: patterns and kernels that were left out before any timing, with the reason: most are for other devices.
+    trainable: whether times are of y, dx and dw together, and kernels those that train; their configurations then read
+              "forward / dx / dw".
     """
 
     choices: tuple[Choice, ...]
@@ -158,6 +160,7 @@ class Plan:
     memory: float = 1.0
     notes: tuple[str, ...] = ()
     untried: tuple[str, ...] = field(default=(), metadata={serialization.SINCE: 2})
+    trainable: bool = field(default=False, metadata={serialization.SINCE: 3})
 
     def __post_init__(self) -> None:
         names: set[str] = set()

@@ -16,10 +16,11 @@ from ajour.layers import Layer, find_layers, is_converted
 from ajour.planning.candidates import Candidate, Form, candidates, forms, parse_formats
 from ajour.planning.choosing import Decision, Times, decide
 from ajour.planning.device import OtherWork, last_level_cache, this_device
-from ajour.planning.measuring import Bench, Subject, build, refute
+from ajour.planning.measuring import Bench, Forward, Subject, Task, build, refute
 from ajour.planning.plan import Choice, Plan, RowChoice
 from ajour.planning.rows import MOST_COUNTS, learn_rows, planned_rows
 from ajour.planning.timing import Timer, timer_for
+from ajour.planning.training import Step
 from ajour.terms.errors import PlanError
 from ajour.terms.pattern import Dense, Pattern
 
@@ -35,6 +36,7 @@ def plan(
     margin: float = 0.05,
     memory: float = 1.0,
     progress: bool = True,
+    trainable: bool = False,
 ) -> Plan:
     """Measures every linear layer of `model`, dense against each sparse kernel that takes it; the model is not changed.
 
@@ -47,6 +49,8 @@ def plan(
               pattern fits, even the reference, with one packed form for all rows if `memory` has no room for more.
     memory:   cap on a layer's resident bytes as a share of its dense weight, a kept dense copy counted.
     progress: a bar on stderr that names what is being measured, if stderr is a terminal.
+    trainable: plan for `convert(..., trainable=True)`: a time is that of y, dx and dw together, each by the
+              configuration that is the fastest here, which the plan names; what can't be trained is left out.
 
     A candidate's output is checked, max|e| <= 2 max|e_dense| + 2**-23 max(|x| |w|.T), before its time counts. Raises
     PlanError for settings that make no sense; an error of the model itself passes through.
@@ -62,7 +66,7 @@ def plan(
     seen = None if example is None else learn_rows(model, layers, example)
     device = next((layer.device for layer in layers if layer.reason is None), torch.device("cpu"))
     bar_of_sparse = None if margin == float("-inf") else margin
-    planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device)
+    planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device, trainable)
     others = OtherWork()
     from ajour.planning.progress import bar
 
@@ -70,7 +74,8 @@ def plan(
         choices = planner.choices(layers, seen, rows, tell, advance)
     if busy := others.warning():
         planner.notes[busy] = None
-    return Plan(choices, this_device(device), planner.margin, memory, tuple(planner.notes), tuple(planner.untried))
+    notes, untried = tuple(planner.notes), tuple(planner.untried)
+    return Plan(choices, this_device(device), planner.margin, memory, notes, untried, trainable)
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -108,6 +113,7 @@ class Planner:
     memory: float
     timer: Timer
     device: torch.device
+    trainable: bool = False
     notes: dict[str, None] = field(default_factory=dict)
     untried: dict[str, None] = field(default_factory=dict)
     measured: list[Measured] = field(default_factory=list)
@@ -123,12 +129,16 @@ class Planner:
         """One choice for each layer, in order. seen: rows by layer (None: every layer runs); wanted: rows instead."""
         usable = [layer for layer in layers if layer.reason is None]
         model_bytes = sum(layer.shape[0] * layer.shape[1] * layer.dtype.itemsize for layer in usable)
-        bench = Bench(self.timer, model_bytes, last_level_cache(self.device), tell, self.notes)
+        bench = Bench(self.timer, model_bytes, last_level_cache(self.device), tell, self.notes, self._task)
         made = []
         for layer in layers:
             made.append(self._choice(layer, seen, wanted, bench))
             advance()
         return tuple(made)
+
+    @property
+    def _task(self) -> Task:
+        return Step.of if self.trainable else Forward.of
 
     def _choice(
         self, layer: Layer, seen: dict[str, set[int]] | None, wanted: Sequence[int] | None, bench: Bench
@@ -163,12 +173,13 @@ class Planner:
     ) -> tuple[Decision, str | None]:
         """The choice, and the name of the twin that was measured instead."""
         at_any_price = self.margin is None
-        tried, refused = forms(found, self.formats, at_any_price=at_any_price, device=self.device.type)
+        device, trainable = self.device.type, self.trainable
+        tried, refused = forms(found, self.formats, at_any_price=at_any_price, device=device, trainable=trainable)
         capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
         every: list[Candidate] = []
         untaken: list[str] = []
         for form in tried:
-            some, reasons = candidates(form, found, rows, self.device.type, capability, at_any_price)
+            some, reasons = candidates(form, found, rows, device, capability, at_any_price, trainable)
             every += some
             untaken += reasons
         nothing = _nothing_sparse(found, tried, every, untaken if tried else refused)
@@ -187,7 +198,7 @@ class Planner:
             self.measured.append(Measured(subject.name, key, found.density, times))
             for reasons, place in ((refused, self.untried), (unfit, self.notes)):
                 place.update({f"{subject.name}: {reason}": None for reason in reasons})
-            decision = decide(times, subject.nbytes, self.margin, self.memory, nothing)
+            decision = self._decide(subject, times, nothing)
         else:
             decision = self._checked(subject, twin.times, rows, every, nothing)
         return decision, None if twin is None else twin.name
@@ -197,8 +208,11 @@ class Planner:
     ) -> Decision:
         """The choice by a twin's times, once the chosen kernels have given right answers for this weight too."""
         while True:
-            decision = decide(times, subject.nbytes, self.margin, self.memory, nothing)
-            wrong = refute(subject, decision, rows, every)
+            decision = self._decide(subject, times, nothing)
+            chosen = every
+            if self.trainable:  # which have found their configurations
+                chosen = [replace(each, config=entry.config) for each in every for entry in decision.kernels]
+            wrong = refute(subject, decision, rows, chosen, self._task)
             if wrong is None:
                 return decision
             entry, reason = wrong
@@ -206,6 +220,13 @@ class Planner:
             out = (decision.op, decision.stored, entry.kernel, entry.config)
             right = tuple(t for t in times.sparse if (t.op, t.stored, t.kernel, t.config) != out)
             times = replace(times, sparse=right)
+
+    def _decide(self, subject: Subject, times: Times, nothing: str) -> Decision:
+        if not self.trainable:
+            return decide(times, subject.nbytes, self.margin, self.memory, nothing)
+        # a dense weight can't be trained beside blocks of it, nor by another kernel than torch's own
+        decision = decide(times, subject.nbytes, self.margin, min(1.0, self.memory), nothing)
+        return replace(decision, op="", stored=None, kernels=()) if decision.op == "dense_linear" else decision
 
 
 def _nothing_sparse(found: Detection, tried: Sequence[Form], every: Sequence[Candidate], refused: Sequence[str]) -> str:

@@ -9,16 +9,23 @@ from typing import Any
 
 from ajour.terms.problem import Problem
 
+PRODUCTS = ("forward", "dx", "dw")  # of a layer that is trained
+
 
 @cache
 def config_of(config: str, product: str) -> str:
-    """The part of a configuration that is for one product: "forward", "dx" or "dw".
+    """The part of a configuration that is for one of PRODUCTS.
 
     A layer that is trained names all three, "forward / dx / dw". Without a part of its own dx goes by the forward's,
     and dw by its kernel's default, the empty one.
     """
     parts = config.split(" / ")
     return {"forward": parts[0], "dx": (parts[1:] or parts)[0], "dw": "".join(parts[2:3])}[product]
+
+
+def config_for(parts: Sequence[str]) -> str:
+    """The inverse: the configuration that names one for each of PRODUCTS; empty for a kernel without choices."""
+    return " / ".join(parts) if any(parts) else ""
 
 
 def no_configs(problem: Problem) -> tuple[str, ...]:
@@ -69,9 +76,11 @@ class SampledKernel:
                dy.T @ x into the gradient, or adds them to it. No size is 0; dy and x may be strided, all else was
                checked and is contiguous. `entry` is a RowEntry (n, k, pattern, config).
     configs:   every configuration worth timing.
+    check:     as a Kernel's; None for a kernel without choices.
     """
 
     name: str
     why_not: Callable[[Problem], str | None]
     run: Callable[..., None]
     configs: Callable[[Problem], tuple[str, ...]] = no_configs
+    check: Callable[[Problem, str], None] | None = None

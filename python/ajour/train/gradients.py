@@ -68,7 +68,8 @@ def mask_gradients_(params: Any, masks: Mapping[str, Mask]) -> None:
     masked = [grad for grad in _grads(params, masks) if grad.bits is not None]
     here = [grad for grad in masked if grad.readable and grad.local.is_contiguous()]
     for itemsize in {grad.flat.element_size() for grad in here}:
-        table = rows([grad.slice() for grad in here if grad.flat.element_size() == itemsize])
+        alike = [grad for grad in here if grad.flat.element_size() == itemsize]
+        table = rows([grad.slice() for grad in alike], [grad.flat for grad in alike])
         native.masked_clear(table.data_ptr(), len(table), itemsize)
     for grad in masked:
         if grad not in here:
@@ -95,7 +96,7 @@ class _Grad:
         return torch.ones_like(self.flat, dtype=torch.bool) if kept is None else kept
 
     def slice(self) -> Slice:
-        return Slice(self.flat, self.flat, self.bits, None, (), None)
+        return Slice(self.flat, self.bits, None, (), None)
 
     def shards(self) -> tuple[Any, ...]:
         """The process groups among which it is cut."""
@@ -133,7 +134,7 @@ def _power_sum(grads: Sequence[_Grad], norm_type: float) -> Tensor:
     largest = norm_type == float("inf")
     if grads[0].readable and norm_type in _POWERS:
         slices = [grad.slice() for grad in grads]
-        table, dtype = rows(slices), DTYPES.index(grads[0].flat.dtype)
+        table, dtype = rows(slices, [grad.flat for grad in grads]), DTYPES.index(grads[0].flat.dtype)
         parts = torch.empty(sum(map(chunks, slices)), dtype=torch.float64, device="cpu")
         native.masked_norm(table.data_ptr(), len(table), dtype, _POWERS[norm_type], parts.data_ptr())
     else:

@@ -17,6 +17,7 @@ from ajour.train.mask import Mask
 from ajour.train.masks import Masks, check_shape
 from ajour.train.prepared import Prepared, launches
 from ajour.train.readers import agree
+from ajour.train.settings import column_table, row_table
 from ajour.train.stored_state import loaded_groups, loaded_states
 
 
@@ -83,8 +84,8 @@ class MaskedOptimizer(Optimizer):
         """The arithmetic of a group, one of RULES."""
         raise NotImplementedError
 
-    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
-        """float64 [parameters, 9] for parameters of `group`; step: float64 [parameters], this one counted."""
+    def _columns(self, group: Mapping[str, Any], step: Any) -> tuple[float | Tensor, ...]:
+        """What a kernel reads of a group, by column; step: this one counted, a number or float64 [parameters]."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -98,15 +99,14 @@ class MaskedOptimizer(Optimizer):
         if found_inf is not None and not self.defaults["capturable"] and bool(found_inf):
             return loss  # a capturable step leaves that to the kernel, as reading it waits for the device
         prepared = self._ready()
-        for launch in prepared.launches:
-            launch.take_gradients()
-        for launch in prepared.launches:
+        taken = [launch.take_gradients() for launch in prepared.launches]
+        for launch, grads in zip(prepared.launches, taken, strict=True):
             parts = [self._coefficients(part.group, part.advance(found_inf)) for part in launch.parts]
             coefficients = parts[0] if len(parts) == 1 else torch.cat(parts)
             stochastic = self.stochastic_rounding and launch.dtype == torch.bfloat16 and not launch.master
             launch.kernel.run(
                 Update(
-                    launch.rule, launch.slices, coefficients, stochastic, grad_scale, found_inf, self._uploaded,
+                    launch.rule, launch.slices, grads, coefficients, stochastic, grad_scale, found_inf, self._uploaded,
                     launch.table,
                 )
             )  # fmt: skip
@@ -244,6 +244,13 @@ class MaskedOptimizer(Optimizer):
                 )
             if here[name] > 1:
                 raise PatternError(f"{here[name]} parameters are called {name!r}, and one mask is; name them apart")
+
+    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
+        """float64 [parameters, 9] for parameters of `group`; step: float64 [parameters], this one counted."""
+        if self.defaults["capturable"]:
+            return column_table(step, *self._columns(group, step))
+        plain = {**group, "lr": float(group["lr"])}
+        return row_table(step.tolist(), lambda each: self._columns(plain, each))
 
     def _ready(self) -> Prepared:
         """The launches of this step: those of the last one if nothing has changed, else new ones; all is checked before

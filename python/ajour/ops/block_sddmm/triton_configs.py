@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from ajour.ops.triton_door import MOST_STAGES, MOST_WARPS
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import Block
 from ajour.terms.problem import Problem
@@ -46,7 +47,22 @@ def parse(config: str) -> Config:
     found = _CONFIG.fullmatch(config)
     if found is None:
         raise KernelError(f"{config!r} is no configuration of block_sddmm; expected something like {str(Config())!r}")
-    return Config(*(int(number) for number in found.groups()))
+    parsed = Config(*(int(number) for number in found.groups()))
+    sizes = parsed.tokens, parsed.together, parsed.warps
+    if parsed.tokens < 16 or 0 in sizes or any(each & (each - 1) for each in sizes):
+        raise KernelError(f"{config!r} can't run: tokens, blocks and warps are powers of two, tokens from 16 on")
+    if not (parsed.warps <= MOST_WARPS and 1 <= parsed.stages <= MOST_STAGES and 1 <= parsed.shares <= MOST_SHARES):
+        raise KernelError(
+            f"{config!r} can't run: at most {MOST_WARPS} warps, {MOST_STAGES} stages and {MOST_SHARES} shares"
+        )
+    return parsed
+
+
+def check(problem: Problem, config: str) -> None:
+    """Raises KernelError for a configuration that is none, or whose tiles in flight this device has no room for."""
+    assert isinstance(problem.pattern, Block)
+    if not _fits(parse(config), problem):
+        raise KernelError(f"block_sddmm can't run {config!r}: its tiles of {problem.pattern} exceed shared memory")
 
 
 def default(pattern: Block, dtype: str) -> Config:
@@ -81,17 +97,19 @@ def configs(problem: Problem) -> tuple[str, ...]:
     while wanted < most and live * wanted < PROGRAMS * first.together:
         wanted *= 2
     widths = [first.together] + [2 * first.together] * (2 * first.together * side <= MOST_WIDE)
-    is_large = problem.capability is not None and problem.capability[0] in (9, 10)
     found = [
         _config(pattern, problem.dtype, together, stages, shares)
         for together in widths
         for shares in dict.fromkeys((wanted, min(most, 2 * wanted)))
         for stages in (3, 4)
     ]
-    size = 4 if problem.dtype == "float32" else 2
-    fitting = [
-        each
-        for each in found
-        if (each.together * side + power_of_two(pattern.rows)) * each.tokens * size * each.stages <= _SHARED[is_large]
-    ]
-    return tuple(dict.fromkeys(str(each) for each in fitting or [first]))
+    return tuple(dict.fromkeys(str(each) for each in found if _fits(each, problem))) or (str(first),)
+
+
+def _fits(config: Config, problem: Problem) -> bool:
+    """Whether the tiles of x and dy in flight fit shared memory."""
+    pattern, size = problem.pattern, 4 if problem.dtype == "float32" else 2
+    assert isinstance(pattern, Block)
+    sides = config.together * power_of_two(pattern.cols) + power_of_two(pattern.rows)
+    is_large = problem.capability is not None and problem.capability[0] in (9, 10)
+    return sides * config.tokens * size * config.stages <= _SHARED[is_large]
