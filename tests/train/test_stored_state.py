@@ -182,6 +182,17 @@ def test_a_state_of_another_size_is_refused_before_a_step() -> None:
         step(model, optimizer)
 
 
+def test_masks_tell_the_names_that_an_optimizer_was_not_given() -> None:
+    model, masks = small()
+    wrapped = MaskedSGD([(f"module.{name}", p) for name, p in model.named_parameters()], masks, momentum=0.9)
+    step(model, wrapped)
+    MaskedSGD(model.parameters(), masks, momentum=0.9).load_state_dict(wrapped.state_dict())
+    other = nn.Sequential(nn.Identity(), *model)  # the same shapes under other names
+    others = Masks({"1.weight": masks["0.weight"]}, other)
+    with pytest.raises(FileError, match=r"the state is for 'module.0.weight' where this optimizer has '1.weight'"):
+        MaskedSGD(other.parameters(), others, momentum=0.9).load_state_dict(wrapped.state_dict())
+
+
 def test_parameters_in_another_order_are_refused_if_named() -> None:
     model, masks = small()
     optimizer = MaskedSGD(model.named_parameters(), masks, momentum=0.9)
