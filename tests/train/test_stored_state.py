@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import load, save
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from ajour.terms.errors import FileError
-from ajour.train import Mask, MaskedAdamW, MaskedSGD, Masks
+from ajour.terms.errors import FileError, KernelError
+from ajour.train import Mask, MaskedAdamW, MaskedSGD, Masks, Regrow
 from masked import assert_held, small
 
 
@@ -131,6 +139,58 @@ def test_a_state_of_any_of_torchs_implementations_goes_on_as_torch_would(how: di
         optimizer.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(q, p, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+def test_a_checkpoint_that_is_loaded_in_place_changes_no_mask_behind_the_optimizer_s_back(
+    storage: str, tmp_path: Path
+) -> None:
+    """SET moves as many entries as it drops, so that compact states of other masks have the same sizes."""
+    model, masks = small()
+    optimizer = MaskedAdamW(model.named_parameters(), masks, lr=1e-2, storage=storage)
+    regrow = Regrow(optimizer, method="set", until=100, every=1, fraction=0.9)
+
+    def whole() -> dict[str, Any]:
+        state = get_optimizer_state_dict(model, optimizer)
+        return {"optimizer": state, "model": get_model_state_dict(model), "masks": masks.state_dict()}
+
+    step(model, optimizer, 2)
+    save(whole(), checkpoint_id=tmp_path, no_dist=True)
+    saved = copy.deepcopy(masks)
+    regrow.step()
+    step(model, optimizer)
+    moved, found = copy.deepcopy(masks), whole()
+    load(found, checkpoint_id=tmp_path, no_dist=True)
+    assert masks == moved != saved
+    step(model, optimizer)
+    set_model_state_dict(model, found["model"])
+    set_optimizer_state_dict(model, optimizer, found["optimizer"])
+    assert masks == saved == Masks.from_state_dict(found["masks"])
+    for tensor in found["masks"].values():
+        tensor.zero_()
+    step(model, optimizer, 2)
+    assert_held(model, saved)
+
+
+def test_a_state_of_another_size_is_refused_before_a_step() -> None:
+    model, masks = small()
+    optimizer = MaskedAdamW(model.named_parameters(), masks, storage="compact")
+    step(model, optimizer)
+    optimizer.state[model[0].weight]["exp_avg"] = torch.zeros(5)
+    with pytest.raises(KernelError, match=rf"exp_avg of '0.weight' has 5 entries, expected {masks['0.weight'].kept}"):
+        step(model, optimizer)
+
+
+def test_masks_tell_the_names_that_an_optimizer_was_not_given() -> None:
+    model, masks = small()
+    wrapped = MaskedSGD([(f"module.{name}", p) for name, p in model.named_parameters()], masks, momentum=0.9)
+    step(model, wrapped)
+    MaskedSGD(model.parameters(), masks, momentum=0.9).load_state_dict(wrapped.state_dict())
+    other = nn.Sequential(nn.Identity(), *model)  # the same shapes under other names
+    others = Masks({"1.weight": masks["0.weight"]}, other)
+    with pytest.raises(FileError, match=r"the state is for 'module.0.weight' where this optimizer has '1.weight'"):
+        MaskedSGD(other.parameters(), others, momentum=0.9).load_state_dict(wrapped.state_dict())
 
 
 def test_parameters_in_another_order_are_refused_if_named() -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_prune
 import ajour
 from ajour.terms.errors import ConversionError, FileError, PatternError
 from ajour.terms.pattern import NM, Block, Dense, Unstructured
-from ajour.train import Mask, Masks
+from ajour.train import Mask, MaskedSGD, Masks
 
 
 def mlp() -> nn.Module:
@@ -255,3 +255,14 @@ def test_apply_checks_every_mask_first() -> None:
     with pytest.raises(PatternError, match=r"'9.weight', which is no parameter"):
         masks.apply_(other)
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+def test_what_is_no_mask_is_refused_by_name() -> None:
+    model = nn.Linear(4, 3)
+    masks = Masks.from_tensors({"weight": torch.ones(3, 4)})
+    for refused in (lambda: masks.update(weight=torch.ones(3, 4)), lambda: Masks({"weight": torch.ones(3, 4)})):
+        with pytest.raises(PatternError, match=r"'weight': expected a Mask, found a Tensor; use Masks.from_tensors"):
+            refused()
+    with pytest.raises(PatternError, match=r"'weight': expected a Mask, found a Tensor"):
+        MaskedSGD(model.named_parameters(), {"weight": torch.ones(3, 4)})
+    assert masks.version == 0

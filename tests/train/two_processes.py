@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from ajour.train import MaskedAdamW, MaskedSGD, clip_grad_norm_
+from ajour.train import MaskedAdamW, MaskedLinear, MaskedSGD, Masks, clip_grad_norm_, mask_linears
 from masked import small
 
 
@@ -24,9 +24,11 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def train(how: str, rank: int, kind: str, storage: str) -> list[Tensor]:
-    """Four steps on halves of the batches; checks zeros and masks after each."""
+    """Four steps on halves of the batches; checks zeros and masks after each. SGD's layers are masked ones."""
     torch.manual_seed(5)
     model, masks = small()
+    if kind == "sgd":
+        mask_linears(model, masks)
     runs: nn.Module = DistributedDataParallel(model) if how == "ddp" else model
     if how == "fsdp2":
         fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
@@ -39,15 +41,30 @@ def train(how: str, rank: int, kind: str, storage: str) -> list[Tensor]:
         runs(x).square().mean().backward()
         clip_grad_norm_(model.named_parameters(), masks, 0.1)
         optimizer.step()
+        check_zeros(model, masks)
         for name, mask in masks.items():
-            dropped = whole(model.get_parameter(name))[~mask.dense()]
-            assert not dropped.view(torch.int32).any(), f"{name} must stay zero"
             both = [torch.empty_like(mask.bits) for _ in range(2)]
             distributed.all_gather(both, mask.bits)
             assert torch.equal(*both), f"the masks of {name} differ"
     state = optimizer.state_dict()
     optimizer.load_state_dict(state)
-    return [whole(p) for p in model.parameters()]
+    trained = [whole(p).clone() for p in model.parameters()]
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    optimizer.step()  # without any gradient
+    check_zeros(model, masks)
+    return trained
+
+
+def check_zeros(model: nn.Module, masks: Masks) -> None:
+    """Where the masks are, and in the layers that have masks of their own."""
+    for name, mask in masks.items():
+        dropped = whole(model.get_parameter(name))[~mask.dense()]
+        assert not dropped.view(torch.int32).any(), f"{name} must stay zero"
+        layer = model.get_submodule(name.rpartition(".")[0])
+        assert not isinstance(layer, MaskedLinear) or layer.mask == mask
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ class Held:
         w = self.local
         return w.data_ptr(), 0 if w.is_inference() else w._version
 
+    @property
+    def stored_entries(self) -> int:
+        """Of a moment."""
+        return self.local.numel() if self.offsets is None or self.part is None else self.part.kept
+
     def as_stored(self, dense: Tensor) -> Tensor:
         """A moment of the parameter's shape, as this storage has it; zero where the mask is."""
         kept = flat_kept(self.bits, dense.numel())

@@ -99,6 +99,9 @@ class Launch:
         for name in names:
             if name not in state:
                 raise KernelError(f"the state of {held.name!r} lacks {name}, which {self.rule} needs")
+        for name in self._names[1:]:
+            if (found := state[name].numel()) != held.stored_entries:
+                raise KernelError(f"{name} of {held.name!r} has {found} entries, expected {held.stored_entries}")
         master = state["master"].view(-1) if "master" in state else None
         states = tuple(state[name].view(-1) for name in names)
         offsets = held.offsets if names or master is not None else None

@@ -115,3 +115,10 @@ class Mask:
         if self.shape != other.shape:
             raise PatternError(f"masks of different shapes don't combine: {tuple(self.shape)}, {tuple(other.shape)}")
         return other.to(self.device)
+
+
+def checked(name: str, mask: object) -> Mask:
+    """The mask itself; PatternError by name for anything else."""
+    if not isinstance(mask, Mask):
+        raise PatternError(f"{name!r}: expected a Mask, found a {type(mask).__name__}; use Masks.from_tensors")
+    return mask

@@ -21,7 +21,7 @@ from ajour.layers import Layer, find_layers, is_conv1d, is_converted
 from ajour.magnitude import keep_largest, magnitudes
 from ajour.terms.errors import FileError, PatternError
 from ajour.terms.pattern import NM, Dense, Pattern
-from ajour.train.mask import Mask
+from ajour.train.mask import Mask, checked
 
 _FORMAT = "ajour.masks"
 _VERSION = 1
@@ -38,8 +38,10 @@ class Masks(MutableMapping[str, Mask]):
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, masks: Mapping[str, Mask], model: nn.Module | None = None) -> None:
-        """Raises PatternError by name if `model` lacks a parameter, its shape differs, or it stands there twice."""
-        self._masks = dict(masks)
+        """Raises PatternError by name if `model` lacks a parameter, its shape differs, or it stands there twice, and
+        for what is no Mask.
+        """
+        self._masks = {name: checked(name, mask) for name, mask in masks.items()}
         self.version = 0  # counts changes, for those who share the masks
         self._parameters: dict[str, weakref.ref[Tensor]] = {}
         if model is not None:
@@ -193,8 +195,10 @@ class Masks(MutableMapping[str, Mask]):
         return self._masks.keys() == other._masks.keys() and all(mask == other[name] for name, mask in self.items())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Name -> bits, uint8, and under `name:shape` the shape, int64: what a file holds beside a model's tensors."""
-        bits = {name: mask.bits for name, mask in self.items()}
+        """Name -> bits, uint8, and under `name:shape` the shape, int64: what a file holds beside a model's tensors;
+        copies, into which others may load.
+        """
+        bits = {name: mask.bits.clone() for name, mask in self.items()}
         return bits | {f"{name}:shape": torch.tensor(mask.shape, dtype=torch.int64) for name, mask in self.items()}
 
     @classmethod
@@ -205,7 +209,7 @@ class Masks(MutableMapping[str, Mask]):
             if f"{name}:shape" not in state:
                 raise FileError(f"the mask {name!r} has no shape beside it ({name}:shape)")
             try:
-                masks[name] = Mask(state[name], state[f"{name}:shape"].tolist())
+                masks[name] = Mask(state[name].clone(), state[f"{name}:shape"].tolist())
             except PatternError as error:
                 raise FileError(f"the mask {name!r}: {error}") from None
         return cls(masks, model)
@@ -243,11 +247,11 @@ class Masks(MutableMapping[str, Mask]):
 
     def __setitem__(self, name: str, mask: Mask) -> None:
         """Replaces or adds a mask; a replaced one keeps its shape. Optimizers move with it by `change_masks`."""
-        if name in self._masks and self._masks[name].shape != mask.shape:
+        if name in self._masks and self._masks[name].shape != checked(name, mask).shape:
             raise PatternError(
                 f"{name!r}: expected a mask of {tuple(self._masks[name].shape)}, found {tuple(mask.shape)}"
             )
-        self._masks[name] = mask
+        self._masks[name] = checked(name, mask)
         self.version += 1
 
     def __delitem__(self, name: str) -> None:

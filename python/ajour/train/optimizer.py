@@ -161,12 +161,13 @@ class MaskedOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's. A state also holds the `mask` as bits, so that it can be loaded into the other storage; it holds
-        that alone for a parameter that has had no gradient yet.
+        that alone for a parameter that has had no gradient yet. The bits are copies: distributed checkpoints load into
+        the very tensors that they find here, and a mask never changes.
         """
         self._follow()
         for held in self._held.values():
             if held.bits is not None:
-                self.state[held.parameter].setdefault("mask", held.bits)
+                self.state[held.parameter]["mask"] = held.bits.clone()
         return super().state_dict()
 
     @torch.no_grad()

@@ -62,8 +62,10 @@ def loaded_states(
                 f"group {place} of the state has {len(theirs['params'])} parameters, here it has {len(names)} "
                 f"({', '.join(names[:4])}, ...): it is another model's"
             )
-        for ours, saved_name in zip(mine.get("param_names", ()), theirs.get("param_names", ()), strict=False):
-            if ours != saved_name:
+        # without names of their own, masked parameters have those of the masks; wrappers put something before them
+        own = mine.get("param_names") or [held[p].name if p in held and held[p].mask else "" for p in mine["params"]]
+        for ours, saved_name in zip(own, theirs.get("param_names", ()), strict=False):
+            if ours != saved_name and ("param_names" in mine or not saved_name.endswith(ours)):
                 raise FileError(f"the state is for {saved_name!r} where this optimizer has {ours!r}: another model's")
         for parameter, key in zip(mine["params"], theirs["params"], strict=True):
             if key in states:
@@ -105,7 +107,7 @@ def _mask(held: Held, saved: Mapping[str, Any]) -> Mask | None:
     if held.mask is None:
         raise FileError(f"the state holds a mask for {held.name!r}, this optimizer none; give it masks, too")
     try:
-        mask = Mask(saved["mask"], held.local.shape)
+        mask = Mask(saved["mask"].clone(), held.local.shape)
         if not held.sharded:
             held.check(mask)
     except PatternError as error:
