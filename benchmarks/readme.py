@@ -166,7 +166,16 @@ def _models(rows: list[Row], mode: str, when: str) -> str:
 
 
 def _train(rows: list[Row], when: str) -> str:
-    header = ["optimizer step", "zeros", "dtype", "torch", "ajour", "gain"]
+    layers = [row for row in rows if row.get("op") == "layer_step"]
+    tables = [_steps("optimizer step", [row for row in rows if row not in layers])]
+    if layers:
+        about = "A whole step of one layer, products and optimizer; torch's own under a float mask."
+        tables.append(f"{about}\n\n" + _steps("layer", layers))
+    return f"**Training** (ms; {when}).\n\n" + "\n\n".join(tables)
+
+
+def _steps(what: str, rows: list[Row]) -> str:
+    header = [what, "zeros", "dtype", "torch", "ajour", "gain"]
     lines = [
         [
             " ".join(str(row[name]) for name in ("op", "config") if row.get(name)),
@@ -177,7 +186,7 @@ def _train(rows: list[Row], when: str) -> str:
         for row in rows
         if row.get("sparse_us") and row.get("dense_us")
     ]  # fmt: skip
-    return f"**Training** (ms; {when}).\n\n" + _markdown(header, lines)
+    return _markdown(header, lines)
 
 
 def _ms(us: float) -> str:

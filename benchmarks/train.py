@@ -1,4 +1,6 @@
-"""The train suite: a step of MaskedAdamW against torch's fused AdamW with a float mask on gradients and weights."""
+"""The train suite: a step of MaskedAdamW against torch's fused AdamW with a float mask on gradients and weights, and a
+whole training step of one layer (train_layer.py).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from ajour.magnitude import keep_largest
 from ajour.planning.timing import CudaTimer, Side, Timer, Timing, cpu_timer, differ, measure
 from ajour.terms.pattern import NM, Block, Pattern, Unstructured
 from ajour.train import MaskedAdamW, Masks
+from benchmarks import train_layer
 
 Row = dict[str, Any]
 Named = list[tuple[str, nn.Parameter]]
@@ -54,7 +57,9 @@ CELLS = (
 
 
 def run(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
-    """For each cell its name and a result row for each storage; all of a cell take turns."""
+    """For each cell its name and a result row for each storage, then for each way to hold a layer; all of a cell take
+    turns.
+    """
     before = torch.get_num_threads()
     try:
         for threads in settings.threads:
@@ -63,6 +68,7 @@ def run(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
                 for cell in CELLS:
                     if settings.only in str(cell):
                         yield str(cell), _rows(settings, cell, dtype)
+                        yield f"a layer, {cell}", _layer_rows(settings, cell, dtype)
     finally:
         torch.set_num_threads(before)
 
@@ -77,6 +83,13 @@ def shapes(smoke: bool) -> dict[str, tuple[int, ...]]:
         for name, (n, k) in sizes.items():
             found |= {f"{layer}.{name}.weight": (n, k), f"{layer}.{name}.bias": (n,)}
     return found
+
+
+def _layer_rows(settings: Settings, cell: Cell, dtype: torch.dtype) -> list[Row]:
+    shape = train_layer.SMOKE if settings.smoke else train_layer.SHAPE
+    scores = torch.rand(shape.n, shape.k, generator=torch.Generator().manual_seed(1))
+    kept = keep_largest(scores, cell.pattern, cell.density).to(settings.device)
+    return train_layer.layer_rows(shape, cell.pattern, kept, dtype, settings.timer, settings.seconds)
 
 
 def _rows(settings: Settings, cell: Cell, dtype: torch.dtype) -> list[Row]:

@@ -30,7 +30,7 @@ def update(
     """density None: without masks. What the masks don't keep holds NaN in the gradients and 7 in the weights; with
     `holes` long stretches are kept not at all, or in whole."""
     rule = "momentum" if case == "nesterov" else case
-    slices = []
+    slices, grads = [], []
     for place, size in enumerate(sizes):
         kept = torch.rand(size) < (1.0 if density is None else density)
         if holes and density is not None:
@@ -48,13 +48,12 @@ def update(
         g = torch.where(kept, torch.randn(size), torch.nan).to(dtype)
         original = (w[kept] if compactly else torch.where(kept, w, 0.0)).float() * 1.001 if master else None
         states = tuple(state() for _ in STATES[rule])
-        slices.append(
-            Slice(w, g, bits, None if not compactly else chunk_offsets(bits), states, original, 77 * place + 5)
-        )
+        slices.append(Slice(w, bits, None if not compactly else chunk_offsets(bits), states, original, 77 * place + 5))
+        grads.append(g)
     row = torch.tensor(COEFFICIENTS[case], dtype=torch.float64)
     rows = row.repeat(len(sizes), 1)
     rows[:, 7] *= torch.linspace(1, 2, len(sizes))  # each has its own learning rate
-    return Update(rule, slices, rows, stochastic)
+    return Update(rule, slices, grads, rows, stochastic)
 
 
 def copied(given: Update) -> Update:
@@ -63,20 +62,20 @@ def copied(given: Update) -> Update:
         replace(
             piece,
             weight=piece.weight.clone(),
-            grad=piece.grad.clone(),
             states=tuple(state.clone() for state in piece.states),
             master=None if piece.master is None else piece.master.clone(),
         )
         for piece in given.slices
     ]
-    return replace(given, slices=slices)
+    return replace(given, slices=slices, grads=[grad.clone() for grad in given.grads])
 
 
 def assert_alike(found: Update, wanted: Update, grads: Update) -> None:
     """float32 within a few roundings; 16-bit weights the same but where a rounding went the other way; gradients and
     what the masks don't keep bit for bit."""
-    for mine, theirs, given in zip(found.slices, wanted.slices, grads.slices, strict=True):
-        assert torch.equal(mine.grad.view(torch.uint8), given.grad.view(torch.uint8))
+    for mine, given in zip(found.grads, grads.grads, strict=True):
+        assert torch.equal(mine.view(torch.uint8), given.view(torch.uint8))
+    for mine, theirs in zip(found.slices, wanted.slices, strict=True):
         pairs = [*zip(mine.states, theirs.states, strict=True)]
         if mine.master is not None:
             pairs.append((mine.master, theirs.master))

@@ -151,7 +151,7 @@ void bind_sm80(py::module_& m) {
            Address residual, Address y, Address scratch, bool bfloat16, int activation, int device, Address stream) {
           const bool whole_chunks = n % 8 == 0 && y % 16 == 0;
           cuda::nm_sm80({at<uint8_t>(slabs), at<uint16_t>(x), x_stride, at<uint16_t>(bias), at<uint16_t>(residual),
-                         at<uint16_t>(y), whole_chunks, at<uint8_t>(scratch), rows, n, k, activation, shape},
+                         at<uint16_t>(y), whole_chunks, at<uint8_t>(scratch), nullptr, rows, n, k, activation, shape},
                         bfloat16, device, at(stream));
         });
 }

@@ -237,18 +237,6 @@ AJOUR_INLINE Vec permute_in_fours(Vec v, Words index) {
 #endif
 }
 
-// Lanes whose bit in `mask` is set take one float after another from p; the others are zero. Reads as many as there are
-// set bits, no more.
-AJOUR_INLINE Vec expand(const float* p, uint32_t mask) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_expandloadu_ps(static_cast<__mmask16>(mask), p);
-#else
-  float lanes[kLanes];
-  for (int i = 0; i < kLanes; i++) lanes[i] = (mask >> i) & 1 ? *p++ : 0.0f;
-  return load(lanes);
-#endif
-}
-
 // Two vectors of kLanes words below 2^16 as one of halves, and what undoes it for two such vectors of halves: `low`
 // gets the pairs (first, second) of the lanes that came from `a`, `high` those from `b`. Only where dot_pairs is fast.
 AJOUR_INLINE Words join_halves(Words a, Words b) {

@@ -13,12 +13,10 @@ __global__ void __launch_bounds__(PANELS * WARPS_M * kWarp, 8 / (PANELS * WARPS_
 }
 
 template <Float16Kind Kind, int PANELS, int WARPS_M, int TOKENS>
-void start(const Sm80Call& call, int device, cudaStream_t stream) {
+void start(Sm80Call call, int device, cudaStream_t stream) {
   const int shared = int(call.shape.shared_bytes);
   allow_shared<sm80_linear<Kind, PANELS, WARPS_M, TOKENS>>(device, shared);
-  if (call.shape.scratch_bytes) {
-    check(cudaMemsetAsync(call.scratch, 0, size_t(call.shape.counter_bytes()), stream), "cudaMemsetAsync");
-  }
+  if (call.shape.scratch_bytes) call.counters = counters_for(device, stream, call.shape.stripes.tiles);
   const auto kernel = &sm80_linear<Kind, PANELS, WARPS_M, TOKENS>;
   kernel<<<unsigned(call.shape.stripes.stripes), PANELS * WARPS_M * kWarp, size_t(shared), stream>>>(call);
   check(cudaGetLastError(), "launch of the 2:4 kernel for many rows");

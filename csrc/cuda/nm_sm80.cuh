@@ -152,8 +152,8 @@ class Sm80Linear {
   }
 
   __device__ __forceinline__ float* part(int stripe, int tile) const {
-    float* parts = reinterpret_cast<float*>(call_.scratch + call_.shape.counter_bytes());
-    return parts + call_.shape.stripes.place(stripe, tile) * int64_t(kTile.part_floats()) + warp_ * kSlabRows * TOKENS;
+    const int64_t part = call_.shape.stripes.place(stripe, tile) * int64_t(kTile.warps()) + warp_;
+    return reinterpret_cast<float*>(call_.scratch) + part * (kSlabRows * TOKENS);
   }
 
   // Leaves this stripe's part of the tile for whoever arrives last; says whether that is this block.
@@ -162,9 +162,8 @@ class Sm80Linear {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-      const Stripes& stripes = call_.shape.stripes;
-      const unsigned parts = stripes.last_holder(tile) - stripes.first_holder(tile) + 1;
-      *last_ = atomicAdd(reinterpret_cast<unsigned*>(call_.scratch) + tile, 1u) + 1 == parts;
+      const unsigned others = call_.shape.stripes.last_holder(tile) - call_.shape.stripes.first_holder(tile);
+      *last_ = atomicInc(call_.counters + tile, others) == others;  // which makes it zero again, for the next launch
       __threadfence();
     }
     __syncthreads();

@@ -13,7 +13,8 @@ struct Sm80Call {
   const uint16_t* residual;  // or null
   uint16_t* y;
   bool whole_chunks;  // y is aligned to 16 bytes, and n is a multiple of 8
-  uint8_t* scratch;   // shape.scratch_bytes, its counters zero
+  uint8_t* scratch;    // shape.scratch_bytes: the parts of shared tiles
+  unsigned* counters;  // of their arrivals (counters.h); the launch takes them itself
   int m, n, k;
   int activation;  // as in terms/problem.py: none, relu, gelu, gelu_tanh, silu
   Sm80Shape shape;

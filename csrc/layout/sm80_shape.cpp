@@ -38,9 +38,7 @@ Sm80Shape sm80_shape(int64_t m, int64_t n, int64_t k, const Sm80Tile& tile, int 
   shape.shared_bytes = kSm80HeadBytes + shape.stages * int64_t(tile.stage_bytes());
   const int tiles = int(tiles_n * tiles_m);
   shape.stripes = Stripes::cut(tiles, shape.slabs, blocks ? blocks * processors : tiles);
-  if (shape.stripes.shared()) {
-    shape.scratch_bytes = shape.counter_bytes() + 2 * int64_t(shape.stripes.stripes) * tile.part_floats() * 4;
-  }
+  if (shape.stripes.shared()) shape.scratch_bytes = 2 * int64_t(shape.stripes.stripes) * tile.part_floats() * 4;
   return shape;
 }
 

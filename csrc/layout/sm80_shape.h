@@ -43,9 +43,8 @@ struct Sm80Shape {
   Stripes stripes;
   int stages;
   int64_t shared_bytes;
-  int64_t scratch_bytes;  // in global memory: counters, then the parts of shared tiles; 0 if no tile is shared
+  int64_t scratch_bytes;  // in global memory: the parts of shared tiles; 0 if no tile is shared
 
-  AJOUR_BOTH int64_t counter_bytes() const { return ceil_div(4 * int64_t(stripes.tiles), 256) * 256; }
   // The first panel and the first row of x of a tile, in tiles: kSm80Together neighbours for each tile of rows.
   AJOUR_BOTH int column_of(int tile) const {
     const int band = tile / (kSm80Together * tiles_m), inside = tile - band * kSm80Together * tiles_m;

@@ -30,6 +30,12 @@ def on_host(t: Tensor) -> Tensor:
     return t.clone() if t.data_ptr() % t.element_size() else t
 
 
+def stream_of(device: int) -> int:
+    """The current stream of a CUDA device, as its address."""
+    address: int = torch._C._cuda_getCurrentRawStream(device)
+    return address
+
+
 def view(w: Tensor) -> Any:
     """A WeightView of w: [n, k], which must be on the host and outlive it."""
     return native.WeightView(w.data_ptr(), w.shape[0], w.shape[1], w.element_size())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import struct
-import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +18,11 @@ from ajour.ops.nm_linear import decode_kernel as nm_kernel
 from ajour.ops.nm_linear import slabs
 from ajour.terms.pattern import NM
 from ajour.terms.problem import ACTIVATIONS
+from emulation import FLAGS, PARALLEL, ROOT, flat, run
+from emulation import build as build_program
 
-ROOT = Path(__file__).resolve().parents[2]
-LAYOUTS = (
-    "layout/decode_shape.cpp",
-    "layout/gap_rows.cpp",
-    "layout/nm_slabs.cpp",
-    "memory/parallel.cpp",
-    "torch_abi/functions.cpp",
-)
-SOURCES = [
-    *(ROOT / "tests" / "emulator" / name for name in ("decode.cpp", "block.cpp")),
-    *(ROOT / "csrc" / name for name in LAYOUTS),
-]
+LAYOUTS = ("layout/decode_shape.cpp", "layout/gap_rows.cpp", "layout/nm_slabs.cpp", *PARALLEL)
 KINDS = ("nm", "bitmap", "lanes", "gaps", "dense")  # as in tests/emulator/decode.cpp
-FLAGS = ["-std=c++17", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-ldl"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +41,9 @@ class Launch:
     launches: int = 1
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, csrc: Path = ROOT / "csrc", flags: Sequence[str] = FLAGS) -> Path:
     """Compiles the emulator with the kernels' headers."""
-    compiler = shutil.which("c++") or "g++"
-    program = folder / "decode"
-    includes = [f"-I{ROOT / 'tests' / 'emulator'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *includes, *map(str, SOURCES), *FLAGS, "-o", str(program)], check=True)
-    return program
+    return build_program(folder, ("decode.cpp", "block.cpp"), LAYOUTS, csrc, flags)
 
 
 def decode(
@@ -95,16 +79,5 @@ def decode(
         launch.seed, x.stride(0), packed[0].nbytes, index.numel(), room, int(bias is not None),
         int(residual is not None), launch.x_offset, order.numel(), launch.launches,
     )  # fmt: skip
-    strided = torch.as_strided(x, ((m - 1) * x.stride(0) + k,), (1,))
-    tensors = [packed[0], index, order, strided, *(t for t in (bias, residual) if t is not None)]
-    problem, result = folder / "problem", folder / "result"
-    problem.write_bytes(struct.pack(f"{len(values)}q", *values) + b"".join(map(raw, tensors)))
-    done = subprocess.run([program, problem, result], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    y = torch.frombuffer(bytearray(result.read_bytes()), dtype=torch.int16).view(x.dtype).view(m, n)
-    return y, done.stdout
-
-
-def raw(t: Tensor) -> bytes:
-    """The tensor's memory."""
-    return t.contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b""
+    tensors = [packed[0], index, order, flat(x), *(t for t in (bias, residual) if t is not None)]
+    return run(program, folder, values, tensors, (m, n), x.dtype)

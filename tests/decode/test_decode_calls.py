@@ -47,7 +47,7 @@ def product(monkeypatch: pytest.MonkeyPatch) -> Iterator[Product]:
         monkeypatch.setattr(native, name, made, raising=False)
     limits = native.DeviceLimits(132, 232448, 233472)
     monkeypatch.setattr(native, "device_limits", lambda device: limits, raising=False)
-    monkeypatch.setattr(decode, "stream_of", lambda device: 77)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 77, raising=False)
     yield made
     for each in REMEMBERED:
         each.cache_clear()

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import LAYOUTS, ROOT, Launch, decode
+from emulated import Launch, build, decode
 from torch import Tensor
 
 from ajour.formats import NMMatrix, SparseMatrix
 from ajour.terms.pattern import NM, Pattern, Unstructured
 from ajour.terms.problem import ACTIVATIONS
+from emulation import ROOT
 from pruned import bits, keep_mask, matrix_of, stored_places, truth
 
 PATTERNS: tuple[Pattern, ...] = (
@@ -195,11 +196,7 @@ def test_the_emulator_sees_planted_bugs(file: str, right: str, wrong: str, tmp_p
     text = broken.read_text()
     assert right in text
     broken.write_text(text.replace(right, wrong))
-    program = tmp_path / "decode"
-    sources = [ROOT / "tests/emulator/decode.cpp", ROOT / "tests/emulator/block.cpp"]
-    sources += [copy / name for name in LAYOUTS]
-    flags = ["-std=c++17", "-O0", "-DONLY_2_4", "-ldl"]
-    subprocess.run(["c++", f"-I{ROOT}/tests/emulator", f"-I{copy}", *sources, *flags, "-o", program], check=True)
+    program = build(tmp_path, copy, ("-O0", "-DONLY_2_4"))
     w, x = weight(NM(2, 4), 130, 900, torch.bfloat16), torch.randn(8, 900).bfloat16()
     expected, wrongs = truth(x, w, None, None, "none"), 0
     for seed in range(4):

@@ -124,37 +124,13 @@ void check_x_banks() {
   }
 }
 
-// Launches on one stream, one after the other: each finds parts that hold anything, and the counters as the one before
-// left them, which must be zero.
-template <class Body>
-void launch_all(const Problem& p, DecodeCall& call, int64_t scratch_bytes, int counters, const Body& launch) {
-  std::vector<unsigned> counted(static_cast<size_t>(counters));
-  std::vector<uint16_t> first;
-  for (int64_t i = 0; i < p.launches; ++i) {
-    const std::vector<float> parts(size_t(scratch_bytes / 4), NAN);
-    const Aligned<uint8_t> scratch(
-        {reinterpret_cast<const uint8_t*>(parts.data()), reinterpret_cast<const uint8_t*>(parts.data() + parts.size())},
-        0);
-    call.scratch = scratch.at;
-    call.counters = scratch_bytes ? counted.data() : nullptr;
-    launch();
-    if (std::any_of(counted.begin(), counted.end(), [](unsigned c) { return c; })) {
-      emulator::fail("a launch left its counters other than it found them");
-    }
-    const std::vector<uint16_t> found(call.y, call.y + p.m * p.n);
-    if (i && found != first) emulator::fail("a second launch gave other bits");
-    first = found;
-    std::fill(call.y, call.y + (i + 1 < p.launches ? p.m * p.n : 0), uint16_t(0x7fc1));
-  }
-}
-
 void decode_slabs(const Problem& p, DecodeCall& call, const DeviceLimits& limits, int64_t x_size) {
   const bool of_nm = p.kind == kNM || p.kind == kLanes;
   const NMSlabs w = of_nm ? nm_slabs(p.n, p.k, int(p.keep), int(p.group)) : NMSlabs{};
   const int columns = of_nm ? w.columns : p.kind == kBitmap ? BitmapDecoder::kColumns : DenseMma::kColumns;
   call.shape = decode_shape(p.m, {ceil_div(p.n, kSlabRows), ceil_div(p.k, columns), columns, int(p.room)}, limits,
                             int(p.blocks), int(p.stages));
-  launch_all(p, call, call.shape.scratch_bytes, call.shape.stripes.tiles, [&] { run(p, w, call, x_size); });
+  emulator::launch_all(p.launches, call, call.shape.scratch_bytes, call.shape.stripes.tiles, [&] { run(p, w, call, x_size); });
   std::printf("%d stripes, %d shared, %d stages\n", call.shape.stripes.stripes, int(call.shape.stripes.shared()),
               call.shape.stages);
 }
@@ -163,7 +139,7 @@ void decode_slabs(const Problem& p, DecodeCall& call, const DeviceLimits& limits
 void decode_gaps(const Problem& p, DecodeCall& call, const int32_t* order, const DeviceLimits& limits, int64_t x_size) {
   const GapRows layout = gap_rows(p.n, p.k);
   const GapWeight w{layout, order, gap_shape(p.m, layout, limits, int(p.blocks))};
-  launch_all(p, call, w.shape.scratch_bytes, layout.groups(), [&] {
+  emulator::launch_all(p.launches, call, w.shape.scratch_bytes, layout.groups(), [&] {
     if (p.bfloat16) return run_gaps<Float16Kind::bfloat16>(p, w, call, x_size);
     run_gaps<Float16Kind::float16>(p, w, call, x_size);
   });

@@ -50,6 +50,28 @@ void each_block(int64_t seed, int blocks, int threads, int64_t shared_bytes, con
   }
 }
 
+// Launches on one stream, one after the other: each finds parts that hold anything, and the counters as the one before
+// left them, which must be zero.
+template <class Call, class Body>
+void launch_all(int64_t launches, Call& call, int64_t scratch_bytes, int counters, const Body& launch) {
+  const int64_t size = int64_t(call.m) * call.n;
+  std::vector<unsigned> counted(static_cast<size_t>(counters));
+  std::vector<uint16_t> first;
+  for (int64_t i = 0; i < launches; ++i) {
+    const Aligned<uint8_t> scratch(std::vector<uint8_t>(size_t(scratch_bytes), 0xff));  // as floats NaN
+    call.scratch = scratch.at;
+    call.counters = scratch_bytes ? counted.data() : nullptr;
+    launch();
+    if (std::any_of(counted.begin(), counted.end(), [](unsigned c) { return c; })) {
+      fail("a launch left its counters other than it found them");
+    }
+    const std::vector<uint16_t> found(call.y, call.y + size);
+    if (i && found != first) fail("a second launch gave other bits");
+    first = found;
+    std::fill(call.y, call.y + (i + 1 < launches ? size : 0), uint16_t(0x7fc1));
+  }
+}
+
 // main: `work` reads the file of the first argument and writes that of the second.
 inline int run_program(char** arguments, void (*work)(const char* problem, const char* result)) {
   try {

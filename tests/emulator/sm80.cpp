@@ -14,7 +14,7 @@ using emulator::read;
 
 struct Problem {
   int64_t m, n, k, bfloat16, activation, panels, warps_m, tokens, stages, blocks, processors, block_shared, seed;
-  int64_t x_stride, slab_bytes, has_bias, has_residual, y_offset;
+  int64_t x_stride, slab_bytes, has_bias, has_residual, y_offset, launches;
 };
 
 template <Float16Kind Kind, int PANELS, int WARPS_M, int TOKENS>
@@ -46,10 +46,6 @@ void multiply(const char* problem, const char* result) {
   Sm80Call call{};
   call.shape = sm80_shape(p.m, p.n, p.k, {int(p.panels), int(p.warps_m), int(p.tokens)}, int(p.stages), int(p.blocks),
                           int(p.processors), p.block_shared);
-  std::vector<float> scratch(size_t(call.shape.scratch_bytes / 4 + 4), NAN);
-  uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.data());
-  parts += (16 - reinterpret_cast<uintptr_t>(parts) % 16) % 16;
-  if (call.shape.scratch_bytes) std::memset(parts, 0, size_t(call.shape.counter_bytes()));
   call.slabs = slabs.at;
   call.x = x.at;
   call.x_stride = p.x_stride;
@@ -57,16 +53,14 @@ void multiply(const char* problem, const char* result) {
   call.residual = p.has_residual ? residual.at : nullptr;
   call.y = y.at;
   call.whole_chunks = p.n % 8 == 0 && p.y_offset == 0;
-  call.scratch = parts;
   call.m = int(p.m);
   call.n = int(p.n);
   call.k = int(p.k);
   call.activation = int(p.activation);
-  if (p.bfloat16) {
-    run<Float16Kind::bfloat16>(p, call, x_size);
-  } else {
+  emulator::launch_all(p.launches, call, call.shape.scratch_bytes, call.shape.stripes.tiles, [&] {
+    if (p.bfloat16) return run<Float16Kind::bfloat16>(p, call, x_size);
     run<Float16Kind::float16>(p, call, x_size);
-  }
+  });
   std::ofstream(result, std::ios::binary).write(reinterpret_cast<const char*>(y.at), std::streamsize(2 * p.m * p.n));
   std::printf("%d tiles, %d stripes, %d shared, %d stages\n", call.shape.stripes.tiles, call.shape.stripes.stripes,
               int(call.shape.stripes.shared()), call.shape.stages);

@@ -30,7 +30,6 @@ def moved(given: Update, device: str) -> Update:
         replace(
             piece,
             weight=piece.weight.to(device),
-            grad=piece.grad.to(device),
             bits=there(piece.bits),
             offsets=there(piece.offsets),
             states=tuple(state.to(device) for state in piece.states),
@@ -38,7 +37,7 @@ def moved(given: Update, device: str) -> Update:
         )
         for piece in given.slices
     ]
-    return replace(given, slices=slices)
+    return replace(given, slices=slices, grads=[grad.to(device) for grad in given.grads])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

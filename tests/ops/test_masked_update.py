@@ -69,7 +69,7 @@ def test_stochastic_rounding_is_right_on_average(level: str) -> None:
     made = update("sgd", torch.bfloat16, sizes=(1 << 16,), density=None, stochastic=True)
     weight, rate = made.slices[0].weight, 2.0**-12
     weight.fill_(1.0)  # the next bfloat16 is 1 - 2^-8: one step of 2^-12 is a sixteenth of the way
-    made.slices[0].grad.fill_(-1.0)
+    made.grads[0].fill_(-1.0)
     made.coefficients[:, 1], made.coefficients[:, 7] = 0.0, rate
     native_kernel.run(made)
     share = (weight != 1).float().mean().item()
@@ -116,8 +116,8 @@ def test_a_found_inf_leaves_everything_as_it_was() -> None:
 def test_the_scale_divides_the_gradient() -> None:
     made = update("adamw")
     scaled = copied(made)
-    for piece in scaled.slices:
-        piece.grad.mul_(1024.0)
+    for grad in scaled.grads:
+        grad.mul_(1024.0)
     scaled = replace(scaled, grad_scale=torch.tensor(1024.0))
     plain = copied(made)
     native_kernel.run(scaled)

@@ -105,6 +105,8 @@ def test_unsteady_times_are_said_with_what_is_certain_and_a_remedy() -> None:
     said = " ".join(page.split())
     assert "1 of 2 measurements unsteady, spread up to 80%: there dense counts by its fastest turn" in said
     assert "To know, stop other programs, or give torch fewer threads" in said
+    alone = text(Plan((noisy,), replace(DEVICE, threads=1)), 120)
+    assert "To know, stop other programs, and measure again." in " ".join(alone.split())
     assert "unsteady" not in text(PLAN, 120)
 
 

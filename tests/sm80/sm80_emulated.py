@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import struct
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +12,10 @@ from torch import Tensor
 from ajour.formats import NMMatrix
 from ajour.ops.nm_linear import sm80_kernel
 from ajour.terms.problem import ACTIVATIONS
+from emulation import FLAGS, PARALLEL, ROOT, flat, run
+from emulation import build as build_program
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ("-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all")
+LAYOUTS = ("layout/sm80_shape.cpp", "layout/nm_slabs.cpp", *PARALLEL)
 
 
 @dataclass(frozen=True)
@@ -29,20 +27,12 @@ class Launch:
     shared: int = 160 << 10
     seed: int = 0
     y_offset: int = 0  # elements by which y is off a multiple of 16 bytes
+    launches: int = 1  # one after the other with the same counters, which must all give the same bits
 
 
 def build(folder: Path, csrc: Path = ROOT / "csrc", flags: Sequence[str] = FLAGS) -> Path:
     """Compiles the emulator with the kernel's headers."""
-    compiler, program, emulator = shutil.which("c++") or "g++", folder / "sm80", ROOT / "tests" / "emulator"
-    sources = [emulator / "sm80.cpp", emulator / "block.cpp"]
-    sources += [
-        csrc / name
-        for name in ("layout/sm80_shape.cpp", "layout/nm_slabs.cpp", "memory/parallel.cpp", "torch_abi/functions.cpp")
-    ]
-    includes = [f"-I{emulator}", f"-I{csrc}"]
-    command = [compiler, "-std=c++17", *includes, *map(str, sources), *flags, "-ldl", "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
+    return build_program(folder, ("sm80.cpp", "block.cpp"), LAYOUTS, csrc, flags)
 
 
 def multiply(
@@ -62,13 +52,7 @@ def multiply(
     values = (
         m, n, k, int(x.dtype == torch.bfloat16), ACTIVATIONS.index(activation), *config.tile, config.stages,
         config.blocks, launch.processors, launch.shared, launch.seed, x.stride(0), slabs.nbytes, int(bias is not None),
-        int(residual is not None), launch.y_offset,
+        int(residual is not None), launch.y_offset, launch.launches,
     )  # fmt: skip
-    strided = torch.as_strided(x, ((m - 1) * x.stride(0) + k,), (1,))
-    tensors = [slabs, strided, *(t for t in (bias, residual) if t is not None)]
-    problem, result = folder / "problem", folder / "result"
-    raw = b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors)
-    problem.write_bytes(struct.pack(f"{len(values)}q", *values) + raw)
-    done = subprocess.run([program, problem, result], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return torch.frombuffer(bytearray(result.read_bytes()), dtype=torch.int16).view(x.dtype).view(m, n), done.stdout
+    tensors = [slabs, flat(x), *(t for t in (bias, residual) if t is not None)]
+    return run(program, folder, values, tensors, (m, n), x.dtype)

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ajour.ops import decode, sm90
+from ajour.ops import sm90
 
 ROOT = Path(__file__).resolve().parents[2]
 SIXTEEN = ("256x128x128_2x1", "128x64x128_1x2")
@@ -27,7 +28,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setattr(sm90, "native", fake)
     monkeypatch.setattr(sm90, "HAS_CUDA", True)
     monkeypatch.setattr(sm90, "_processors", lambda device: 132)
-    monkeypatch.setattr(decode, "stream_of", lambda device: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
     for remembered in (sm90.parse, sm90._prepared):
         remembered.cache_clear()
     yield fake

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ajour._native import native
-from ajour.terms.errors import PatternError
+from ajour.terms.errors import KernelError, PatternError
 from ajour.terms.pattern import Unstructured
 from ajour.train import Mask, MaskedAdamW, Masks, clip_grad_norm_, mask_gradients_
 from masked import assert_held, small
@@ -97,6 +97,20 @@ def test_nothing_to_clip_has_norm_zero() -> None:
     model, masks = small()
     assert clip_grad_norm_(model.parameters(), masks, 1.0) == 0.0
     mask_gradients_(model.parameters(), masks)
+
+
+@pytest.mark.parametrize("norm_type", [0.0, -1.0, -torch.inf, torch.nan])
+def test_a_norm_that_is_none_is_refused(norm_type: float) -> None:
+    model, masks, _ = poisoned(torch.float32)
+    with pytest.raises(KernelError, match=r"norm_type=.*: expected a number above 0, or inf"):
+        clip_grad_norm_(model.named_parameters(), masks, 1.0, norm_type)
+
+
+def test_torchs_own_arguments_are_taken() -> None:
+    model, masks, counted = poisoned(torch.float32)
+    wanted = max(float(g.abs().max()) for g in counted.values())
+    found = clip_grad_norm_(model.parameters(), masks, 1.0, "inf", error_if_nonfinite=True, foreach=True)
+    assert float(found) == wanted
 
 
 def test_masks_of_other_parameters_are_refused_by_name() -> None:

@@ -17,7 +17,7 @@ from ajour.planning.device import OtherWork
 from ajour.planning.plan import Plan
 from ajour.planning.planner import plan as make_plan
 from ajour.planning.rows import call, untouched
-from ajour.planning.timing import REMEDY, Side, cpu_timer, measure
+from ajour.planning.timing import Side, cpu_timer, measure, remedy
 from ajour.verification import verify
 
 SECONDS = 2.0  # of timing for each size
@@ -56,7 +56,8 @@ def compare(
         sizes = [_size(label, each, models, plan, seconds, tell, advance) for label, each in examples.items()]
     notes = list(missing)
     if unsteady := {LABELS[side]: None for size in sizes for side in size.unsteady}:
-        notes.append(f"times of {', '.join(unsteady)} are unsteady, so only what is certain is told; {REMEDY}")
+        do = remedy(torch.get_num_threads())
+        notes.append(f"times of {', '.join(unsteady)} are unsteady, so only what is certain is told; {do}")
     if busy := others.warning():
         notes.append(busy)
     if has_fast_path(model):

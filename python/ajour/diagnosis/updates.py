@@ -46,7 +46,8 @@ def _updates(kernel: UpdateKernel, rule: str, device: str) -> Iterator[Case]:
 
 def _update(rule: str, dtype: torch.dtype, compact: bool, device: str) -> Update:
     """The same one at every call, on tensors of its own."""
-    generator, slices = torch.Generator().manual_seed(0), []
+    generator = torch.Generator().manual_seed(0)
+    slices, grads = [], []
     for size in SIZES:
         kept = torch.rand(size, generator=generator) < 0.3
         bits = Mask.from_dense(kept).bits
@@ -54,8 +55,9 @@ def _update(rule: str, dtype: torch.dtype, compact: bool, device: str) -> Update
         whole = [torch.rand(size, generator=generator).mul(kept) for _ in STATES[rule]]
         states = tuple((state[kept] if compact else state).to(device) for state in whole)
         offsets = chunk_offsets(bits).to(device) if compact else None
-        slices.append(Slice(w.to(device), g.to(device), bits.to(device), offsets, states, None))
-    return Update(rule, slices, torch.tensor([RULES[rule]] * len(slices), dtype=torch.float64))
+        slices.append(Slice(w.to(device), bits.to(device), offsets, states, None))
+        grads.append(g.to(device))
+    return Update(rule, slices, grads, torch.tensor([RULES[rule]] * len(slices), dtype=torch.float64))
 
 
 def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ajour.terms.errors import KernelError
-from ajour.terms.problem import ACTIVATIONS, Problem
+from ajour.terms.problem import ACTIVATION_CODES, Problem
 from ajour.terms.row_table import RowEntry
 
 FLOATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # as the compiled part numbers them
-ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
 def why_not(problem: Problem) -> str | None:

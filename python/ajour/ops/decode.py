@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ajour._native import HAS_CUDA, native
+from ajour.memory import stream_of
 from ajour.terms.errors import KernelError
-from ajour.terms.problem import ACTIVATIONS, Problem
+from ajour.terms.problem import ACTIVATION_CODES, Problem
 from ajour.terms.row_table import RowEntry
 
-ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 MOST_ROWS: int = native.DECODE_ROWS
 _CONFIG = re.compile(r"c(\d+) s(\d+)")
 _DEFAULT = "c2 s4"
@@ -131,9 +130,3 @@ def launch(
         stream_of(device),
     )
     return y
-
-
-def stream_of(device: int) -> int:
-    """The current stream of a device, as its address."""
-    address: int = torch._C._cuda_getCurrentRawStream(device)
-    return address

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ajour._native import HAS_CUDA, native
-from ajour.ops import decode
+from ajour.memory import stream_of
 from ajour.ops.aligned import ALIGNED, aligned
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM
-from ajour.terms.problem import Problem
+from ajour.terms.problem import ACTIVATION_CODES, Problem
 from ajour.terms.row_table import RowEntry
 
 CAPABILITY = (9, 0)  # sm_90a runs nowhere else
@@ -163,8 +163,8 @@ def launch(
         0 if residual is None else residual.data_ptr(),
         y.data_ptr(),
         0 if scratch is None else scratch.data_ptr(),
-        decode.ACTIVATION_CODES[activation],
+        ACTIVATION_CODES[activation],
         device,
-        decode.stream_of(device),
+        stream_of(device),
     )
     return y

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ajour.planning.plan import DENSE_KERNELS, Choice, Plan
-from ajour.planning.timing import REMEDY
+from ajour.planning.timing import remedy
 
 WIDTH = 120  # of print(plan) where no terminal says otherwise
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number: encoder.layer.0.query
@@ -217,7 +217,7 @@ def warnings(plan: Plan) -> Iterator[str]:
         yield (
             f"{unsteady} of {_counted(len(measured), 'measurement')} unsteady, spread up to "
             f"{max(m.spread for m in measured):.0%}: there dense counts by its fastest turn and sparse by its p80, so "
-            f"a gain is what is certain, and more may be there. To know, {REMEDY}."
+            f"a gain is what is certain, and more may be there. To know, {remedy(plan.device.threads)}."
         )
     yield from _shortened(plan.notes)
 

@@ -24,7 +24,12 @@ PATIENCE = 3  # times as many rounds, and as long, where turns are disturbed
 UNSTEADY = 0.5  # a p80 so far above the fastest turn is no time to believe; on a quiet machine it is seldom above 0.15
 TRIAL = 3  # calm turns after which a hopeless side is given up
 HOPELESS = 1.5
-REMEDY = "stop other programs, or give torch fewer threads than there are cores (OMP_NUM_THREADS=1), and measure again"
+
+
+def remedy(threads: int) -> str:
+    """What to do about unsteady times that torch took with so many threads, as the end of a sentence."""
+    fewer = ", or give torch fewer threads than there are cores (OMP_NUM_THREADS=1)"
+    return f"stop other programs{fewer if threads > 1 else ''}, and measure again"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ajour.terms.pattern import Pattern
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as the compiled part numbers them
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ajour.ops.masked_update.op import MASKED_ADAMW
 from ajour.train.mask import Mask
 from ajour.train.optimizer import MaskedOptimizer
-from ajour.train.settings import column_table, refuse_settings
+from ajour.train.settings import refuse_settings
 
 
 class MaskedAdamW(MaskedOptimizer):
@@ -22,7 +21,7 @@ class MaskedAdamW(MaskedOptimizer):
     place). foreach and differentiable are refused: there is one fused pass.
     """
 
-    op = MASKED_ADAMW
+    op, widest = MASKED_ADAMW, "amsgrad"
 
     def __init__(
         self,
@@ -61,10 +60,10 @@ class MaskedAdamW(MaskedOptimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "amsgrad" if group["amsgrad"] else "adamw"
 
-    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
+    def _columns(self, group: Mapping[str, Any], step: Any) -> tuple[float | Tensor, ...]:
         lr, (beta1, beta2) = group["lr"], group["betas"]
-        correction1, correction2 = 1 - torch.pow(beta1, step), 1 - torch.pow(beta2, step)
-        return column_table(
-            step, -1.0 if group["maximize"] else 1.0, 1 - lr * group["weight_decay"], 1 - beta1, beta2, 1 - beta2,
-            correction2.rsqrt(), group["eps"], lr / correction1, step,
+        correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+        return (
+            -1.0 if group["maximize"] else 1.0, 1 - lr * group["weight_decay"], 1 - beta1, beta2, 1 - beta2,
+            correction2**-0.5, group["eps"], lr / correction1, step,
         )  # fmt: skip

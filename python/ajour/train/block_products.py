@@ -24,7 +24,7 @@ class BlockProducts:
 
     def __init__(self, live: Tensor, pattern: Block, w: Tensor, bits: Tensor) -> None:
         self.pattern, self.shape, self.dtype, self.device = pattern, (w.shape[0], w.shape[1]), w.dtype, w.device
-        self.bits, self.version = bits, _version(bits)
+        self.bits, self.version, self.made_of = bits, version(bits), bits.clone()
         kept = live.to(w.device, w.dtype).repeat_interleave(pattern.rows, 0).repeat_interleave(pattern.cols, 1)
         matrix = BlockMatrix.from_dense(kept[: w.shape[0], : w.shape[1]].contiguous(), pattern)
         packed, self.kernels = prepare(BLOCK_LINEAR, matrix, canonical_choice(BLOCK_LINEAR, matrix))
@@ -34,8 +34,11 @@ class BlockProducts:
 
     def serves(self, w: Tensor, bits: Tensor) -> bool:
         """Whether this was made for such a weight and for these bits as they are now."""
-        same = self.bits is bits and self.version == _version(bits)
-        return same and self.dtype is w.dtype and self.device == w.device
+        if self.bits is not bits or self.version != version(bits):
+            if not torch.equal(self.made_of, bits):
+                return False
+            self.bits, self.version = bits, version(bits)  # the same ones again, as DDP sends them before a forward
+        return self.dtype is w.dtype and self.device == w.device
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x: [..., k] @ weight.T + bias; its gradient for the weight is +0.0 outside the live blocks."""
@@ -80,6 +83,6 @@ class _Place(torch.autograd.Function):
         return blocks, None
 
 
-def _version(t: Tensor) -> int:
+def version(t: Tensor) -> int:
     """How often a tensor was written to; tensors of inference mode don't count."""
     return 0 if t.is_inference() else t._version

@@ -25,16 +25,21 @@ def clip_grad_norm_(
     params: Any,
     masks: Mapping[str, Mask],
     max_norm: float,
-    norm_type: float = 2.0,
+    norm_type: float | str = 2.0,
     error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """torch.nn.utils.clip_grad_norm_ with the norm of kept entries alone; returns that norm, before clipping.
 
     params: parameters or (name, parameter) pairs, as the masked optimizers take them; those without a mask count in
     full. What a gradient holds outside the mask, NaN and Inf too, has no part in the norm. Sharded gradients' norms are
-    added up over their processes. With a GradScaler: `mask_gradients_`, `scaler.unscale_`, then this.
-    Raises RuntimeError as torch does if the norm is NaN or Inf and `error_if_nonfinite` is set.
+    added up over their processes. With a GradScaler: `mask_gradients_`, `scaler.unscale_`, then this. `foreach` is
+    torch's choice between two ways; here there is one. Raises RuntimeError as torch does if the norm is NaN or Inf and
+    `error_if_nonfinite` is set, KernelError for a norm_type that isn't above 0.
     """
+    power = float(norm_type)
+    if not power > 0:
+        raise KernelError(f"norm_type={norm_type}: expected a number above 0, or inf")
     grads = _grads(params, masks)
     if not grads:
         return torch.tensor(0.0)
@@ -42,8 +47,8 @@ def clip_grad_norm_(
     alike: dict[Any, list[_Grad]] = {}
     for grad in grads:
         alike.setdefault((grad.flat.dtype, grad.flat.device, grad.shards()), []).append(grad)
-    powers = torch.stack([_power_sum(each, norm_type).to(device) for each in alike.values()])
-    total = powers.max() if norm_type == float("inf") else powers.sum() ** (1.0 / norm_type)
+    powers = torch.stack([_power_sum(each, power).to(device) for each in alike.values()])
+    total = powers.max() if power == float("inf") else powers.sum() ** (1.0 / power)
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(f"the norm of the gradients is {float(total)}: it can't be clipped")
     precise = torch.float64 if any(grad.flat.dtype == torch.float64 for grad in grads) else torch.float32
@@ -63,7 +68,8 @@ def mask_gradients_(params: Any, masks: Mapping[str, Mask]) -> None:
     masked = [grad for grad in _grads(params, masks) if grad.bits is not None]
     here = [grad for grad in masked if grad.readable and grad.local.is_contiguous()]
     for itemsize in {grad.flat.element_size() for grad in here}:
-        table = rows([grad.slice() for grad in here if grad.flat.element_size() == itemsize])
+        alike = [grad for grad in here if grad.flat.element_size() == itemsize]
+        table = rows([grad.slice() for grad in alike], [grad.flat for grad in alike])
         native.masked_clear(table.data_ptr(), len(table), itemsize)
     for grad in masked:
         if grad not in here:
@@ -90,7 +96,7 @@ class _Grad:
         return torch.ones_like(self.flat, dtype=torch.bool) if kept is None else kept
 
     def slice(self) -> Slice:
-        return Slice(self.flat, self.flat, self.bits, None, (), None)
+        return Slice(self.flat, self.bits, None, (), None)
 
     def shards(self) -> tuple[Any, ...]:
         """The process groups among which it is cut."""
@@ -128,7 +134,7 @@ def _power_sum(grads: Sequence[_Grad], norm_type: float) -> Tensor:
     largest = norm_type == float("inf")
     if grads[0].readable and norm_type in _POWERS:
         slices = [grad.slice() for grad in grads]
-        table, dtype = rows(slices), DTYPES.index(grads[0].flat.dtype)
+        table, dtype = rows(slices, [grad.flat for grad in grads]), DTYPES.index(grads[0].flat.dtype)
         parts = torch.empty(sum(map(chunks, slices)), dtype=torch.float64, device="cpu")
         native.masked_norm(table.data_ptr(), len(table), dtype, _POWERS[norm_type], parts.data_ptr())
     else:

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ajour.ops.masked_update.update import UpdateKernel, chunk_offsets, flat_kept
+from ajour.ops.masked_update.update import STATES, UpdateKernel, chunk_offsets, flat_kept
 from ajour.terms.errors import KernelError
 from ajour.train.mask import Mask
+from ajour.train.masks import check_shape
+from ajour.train.readers import readers
+from ajour.train.units import live_units
 
 STORAGES = ("dense", "compact")
+LATE = ("momentum_buffer",)
 
 
 class Held:
     """One parameter under an optimizer.
 
-    mask: of the whole parameter, or None, which keeps all of it. part: of what lies in this process, which is less only
-    where FSDP shards the parameter. offsets: where each chunk's kept entries begin, for compact states.
+    mask: of the whole parameter, or None, which keeps all of it; `take` brings it. part: of what lies in this process,
+    which is less only where FSDP shards the parameter. offsets: where each chunk's kept entries begin, for compact
+    states.
     """
 
     def __init__(
-        self, name: str, parameter: Tensor, mask: Mask | None, kernel: UpdateKernel, *, compact: bool, seed: int
-    ) -> None:
-        self.name, self.parameter, self.kernel, self.compact = name, parameter, kernel, compact
+        self, name: str, parameter: Tensor, kernel: UpdateKernel, *, compact: bool, master: bool,
+        capturable: bool, seed: int,
+    ) -> None:  # fmt: skip
+        self.name, self.parameter, self.kernel = name, parameter, kernel
+        self.compact, self.master, self.capturable = compact, master, capturable
         self.mask: Mask | None = None
         self.part: Mask | None = None
         self.offsets: Tensor | None = None
         self.sharded = hasattr(parameter, "to_local")  # a DTensor, without importing torch.distributed
         self.seed = (seed ^ _shard(parameter) * 0x9E3779B1) & 0xFFFFFFFF
-        if mask is not None:
-            self.take(mask)
+        self._kind = self._now()
+        self._cleared: tuple[int, int] | None = None
 
     @property
     def local(self) -> Tensor:
@@ -58,19 +66,49 @@ class Held:
         """Of what lies in this process."""
         return None if self.part is None else self.part.bits
 
-    @torch.no_grad()
-    def take(self, mask: Mask) -> None:
-        """Holds the parameter under this mask from now on, and sets what it doesn't keep to +0.0."""
-        self.mask = mask
-        self.part = local_part(mask, self.parameter).to(self.local.device)
-        self.offsets = chunk_offsets(self.part.bits) if self.compact else None
-        self.part.apply_(self.local)
+    def moved(self, mask: Mask | None) -> bool:
+        """Whether this is another mask, or the parameter is on another device or of another dtype by now."""
+        return mask is not self.mask or self._kind != self._now()
 
-    def state_shape(self) -> torch.Size:
-        """Of a moment."""
-        if self.part is None or self.offsets is None:
-            return self.local.shape
-        return torch.Size([self.part.kept])
+    def check(self, mask: Mask) -> None:
+        """PatternError by name for a mask of another shape, or one that a layer which reads the parameter refuses."""
+        check_shape(self.name, mask, self.parameter)
+        for layer in readers(self.parameter):
+            live_units(mask.dense(), layer.pattern, self.name)
+
+    @torch.no_grad()
+    def take(self, mask: Mask | None) -> None:
+        """Holds the parameter under this mask from now on, and sets what it doesn't keep to +0.0.
+
+        A MaskedLinear that reads the parameter has the mask from now on, too.
+        """
+        self.mask, self._kind = mask, self._now()
+        if mask is not None:
+            self.part = local_part(mask, self.parameter).to(self.local.device)
+            self.offsets = chunk_offsets(self.part.bits) if self.compact else None
+            self.clear()
+            for layer in readers(self.parameter):
+                layer.follow(mask)
+
+    def clear(self) -> None:
+        """Sets what the mask doesn't keep to +0.0."""
+        if self.part is not None:
+            self.part.apply_(self.local)
+            self._cleared = self._edits()
+
+    def restore(self) -> None:
+        """The same in a step that leaves the parameter alone: a frozen one is cleared if torch counted an edit of it,
+        as going through all of its weights would make every step pay for them.
+        """
+        if self.parameter.requires_grad or self._cleared != self._edits():
+            self.clear()
+
+    def _now(self) -> tuple[torch.device, torch.dtype]:
+        return self.parameter.device, self.parameter.dtype
+
+    def _edits(self) -> tuple[int, int]:
+        w = self.local
+        return w.data_ptr(), 0 if w.is_inference() else w._version
 
     def as_stored(self, dense: Tensor) -> Tensor:
         """A moment of the parameter's shape, as this storage has it; zero where the mask is."""
@@ -83,6 +121,40 @@ class Held:
     def as_dense(self, stored: Tensor) -> Tensor:
         """The inverse of `as_stored`."""
         return spread(stored, self.bits, self.local.shape)
+
+    def dense_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state's step, and its moments and master in the parameter's own shape."""
+        return {
+            name: stored if name == "step" else self.as_dense(stored)
+            for name, stored in state.items()
+            if name != "mask"
+        }
+
+    def stored_state(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `dense_state`, as this storage has it, with or without a master; of nothing the mask alone."""
+        w, state = self.local, {}
+        precise = torch.promote_types(w.dtype, torch.float32)
+        for name, moment in dense.items():
+            if name == "step":
+                state[name] = moment.to(w.device if self.capturable else "cpu", copy=True)
+            elif name != "master":
+                state[name] = self.as_stored(moment.to(w.device, precise))
+        if state and self.master and w.dtype != precise:
+            state["master"] = self.as_stored(dense.get("master", w).to(w.device, precise))
+        return state if self.bits is None else state | {"mask": self.bits}
+
+    def begin(self, state: dict[str, Tensor], rule: str) -> None:
+        """Begins the state that a rule needs. A momentum may begin late, as torch's does, and its first gradient isn't
+        dampened, either: its steps are counted from there.
+        """
+        missing = [name for name in STATES[rule] if name not in state]
+        if "step" in state and not set(missing) & set(LATE):
+            return
+        w = self.local
+        precise = torch.promote_types(w.dtype, torch.float32)
+        nothing = torch.zeros_like(w, dtype=precise, memory_format=torch.contiguous_format)
+        dense = {"step": torch.zeros(()), **dict.fromkeys(missing, nothing)}
+        state |= self.stored_state(self.dense_state(state) | dense)
 
 
 def spread(stored: Tensor, bits: Tensor | None, shape: torch.Size) -> Tensor:

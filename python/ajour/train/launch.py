@@ -14,7 +14,7 @@ from ajour.ops.masked_update.update import STATES, Slice, UpdateKernel
 from ajour.terms.errors import KernelError
 from ajour.train.held import Held
 
-_NOTHING = torch.empty(0, device="cpu")
+_STRIDED = torch.strided
 
 
 @dataclass(eq=False)
@@ -52,33 +52,42 @@ class Launch:
         self._states = [state for part in parts for state in part.states]
         self._names = [name for name in ("step", "master", *STATES[rule]) if name in self._states[0]]
         self.slices = [self._slice(h, state) for h, state in zip(held, self._states, strict=True)]
+        self._strided = [pair for pair in zip(held, self.slices, strict=True) if not pair[0].here().is_contiguous()]
         self.master = self.slices[0].master is not None
         self.dtype = self.slices[0].weight.dtype
-        self.table = rows(self.slices)
-        self._addresses = self._found()
+        self._plain = [] if any(h.sharded for h in held) else [h.parameter for h in held]
+        self.table = rows(self.slices, [piece.weight for piece in self.slices])  # gradients come with every step
+        self._addresses = self._found(self._weights())
 
     def stands(self) -> bool:
         """Whether all weights and states are where they were; a weight that isn't contiguous never counts as such."""
-        return all(h.here().is_contiguous() for h in self.held) and self._found() == self._addresses
+        if self._strided:
+            return False
+        weights = self._weights()
+        return all(w.is_contiguous() for w in weights) and self._found(weights) == self._addresses
 
-    def take_gradients(self) -> None:
-        """Lets the slices and the table have the gradients of this step."""
-        for held, piece in zip(self.held, self.slices, strict=True):
-            piece.grad = held.gradient()
-        addresses = [piece.grad.data_ptr() for piece in self.slices]
-        self.table[:, 1] = torch.tensor(addresses, device="cpu")
+    def take_gradients(self) -> list[Tensor]:
+        """The gradients of this step, which the table knows afterwards; whoever runs the step must hold them."""
+        found = [weight.grad for weight in self._plain]
+        grads = [grad for grad in found if grad is not None and _is_readable(grad, self.dtype)]
+        if len(grads) != len(self.held):
+            grads = [held.gradient() for held in self.held]
+        self.table[:, 1] = torch.tensor([grad.data_ptr() for grad in grads], device="cpu")
+        return grads
 
     def finish(self) -> None:
-        """Lets go of the gradients, and copies weights back that the kernel couldn't update in place."""
-        for held, piece in zip(self.held, self.slices, strict=True):
-            piece.grad = _NOTHING
-            if not held.here().is_contiguous():
-                held.local.copy_(piece.weight.view(held.local.shape))
-        torch.autograd.graph.increment_version([held.here() for held in self.held])  # a graph that needs them can tell
+        """Copies weights back that the kernel couldn't update in place."""
+        for held, piece in self._strided:
+            held.local.copy_(piece.weight.view(held.local.shape))
+        torch.autograd.graph.increment_version(self._weights())  # a graph that needs them can tell
 
-    def _found(self) -> list[int]:
+    def _weights(self) -> list[Tensor]:
+        """Lists that stand are what keeps a step short: kernels sweep all else out of the caches."""
+        return self._plain or [h.here() for h in self.held]
+
+    def _found(self, weights: Sequence[Tensor]) -> list[int]:
         """Addresses. What they pointed to is held here, so that nothing else can take its place."""
-        found = [h.here().data_ptr() for h in self.held]
+        found = [w.data_ptr() for w in weights]
         for state in self._states:
             for name in self._names:
                 found.append(state[name].data_ptr() if name in state else 0)
@@ -94,4 +103,9 @@ class Launch:
         states = tuple(state[name].view(-1) for name in names)
         offsets = held.offsets if names or master is not None else None
         weight = held.local.contiguous().view(-1)
-        return Slice(weight, _NOTHING, held.bits, offsets, states, master, held.seed)
+        return Slice(weight, held.bits, offsets, states, master, held.seed)
+
+
+def _is_readable(grad: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a kernel reads it as it is."""
+    return grad.dtype is dtype and grad.layout is _STRIDED and grad.is_contiguous()

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ajour.planning.timing import CudaTimer, Side, cpu_timer, differ, measure
 from ajour.terms.errors import PatternError
 from ajour.terms.pattern import Block, Pattern
-from ajour.train.block_products import BlockProducts
+from ajour.train.block_products import BlockProducts, version
 from ajour.train.dense_products import linear_under_mask, why_not_onednn
 from ajour.train.mask import Mask
 from ajour.train.masks import check_shape
+from ajour.train.readers import enlist
 from ajour.train.units import ENTRIES, live_units
 
 DENSE, ONEDNN, BLOCKS = "dense", "onednn", "blocks"
@@ -65,15 +66,40 @@ class MaskedLinear(nn.Linear):
                 f"{self.weight.dtype} on {self.weight.device}; {BLOCKS!r} needs Block(...)"
             )
         self._blocks: BlockProducts | None = None
+        self._agreed: tuple[Mask, Tensor, int] | None = None
         self.register_buffer("bits", mask.bits)
         self.set_mask(mask)
+        enlist(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, or out of a file."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        enlist(self)
 
     def set_mask(self, mask: Mask) -> None:
-        """Another mask, after a schedule changed it; the weight becomes +0.0 outside. PatternError if unfit."""
+        """Another mask; the weight becomes +0.0 outside. PatternError if unfit.
+
+        Not where a masked optimizer holds the weight: it brings its masks here whenever they change, and its next step
+        refuses a layer that has another one.
+        """
         check_shape("weight", mask, self.weight)
         live_units(mask.dense(), self.pattern, "weight")
-        self.bits = mask.bits.to(self.weight.device)
+        self.bits = mask.bits.to(self.weight.device, copy=True)
         mask.apply_(self.weight.detach())
+
+    def follow(self, mask: Mask) -> None:
+        """Has the mask under which an optimizer holds the weight, which is +0.0 outside of it already."""
+        self.bits = mask.bits.to(self.weight.device, copy=True)  # its own, as DDP and files write into buffers
+        self.agree(mask)
+
+    def agree(self, mask: Mask) -> None:
+        """Notes that the bits are this mask's."""
+        self._agreed = mask, self.bits, version(self.bits)
+
+    def follows(self, mask: Mask) -> bool:
+        """Whether the bits were noted to be this mask's, and are untouched since."""
+        noted, bits = self._agreed, self._buffers["bits"]
+        return noted is not None and noted[0] is mask and noted[1] is bits and noted[2] == version(noted[1])
 
     @property
     def mask(self) -> Mask:

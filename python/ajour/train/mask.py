@@ -87,7 +87,7 @@ class Mask:
             and weight.is_contiguous()
         ):
             flat = weight.detach().view(-1)
-            table = rows([Slice(flat, flat, self.bits, None, (), None)])
+            table = rows([Slice(flat, self.bits, None, (), None)], [flat])
             native.masked_clear(table.data_ptr(), 1, flat.element_size())
             torch.autograd.graph.increment_version(weight)
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from os import PathLike
+from typing import Any
 
 import safetensors
 import torch
@@ -105,6 +107,21 @@ class Masks(MutableMapping[str, Mask]):
             except PatternError as error:
                 raise PatternError(f"{name!r}: {error}") from None
         return cls(masks, model)
+
+    def __copy__(self) -> Masks:
+        return self._like(self._masks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Masks:
+        """Together with their model, after it, masks know the copy's parameters; alone those of the same model."""
+        made = Masks(copy.deepcopy(self._masks, memo))
+        for name, ref in self._parameters.items():
+            if (parameter := ref()) is not None:
+                made._parameters[name] = weakref.ref(memo.get(id(parameter), parameter))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Masks alone: a pickle holds no weights; `bind` lets them know a model's parameters again."""
+        return self.__dict__ | {"_parameters": {}}
 
     def bind(self, model: nn.Module) -> Masks:
         """Checks every mask against the parameter of its name in `model`, and remembers the parameters."""

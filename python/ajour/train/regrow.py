@@ -13,6 +13,7 @@ from ajour.terms.errors import PatternError
 from ajour.terms.pattern import Pattern
 from ajour.train.changes import MaskChange, change, whole_parameters
 from ajour.train.optimizer import MaskedOptimizer
+from ajour.train.readers import readers
 from ajour.train.units import ENTRIES, live_units, unit_scores, whole_units
 
 
@@ -34,9 +35,9 @@ class Regrow:
 
     The number of kept entries (or blocks) of each parameter never changes. Among equals the first in row-major order
     counts as larger. A dropped weight may grow again at once: then it keeps value and state; every other one grows from
-    +0.0 with the state of a fresh one. RigL needs dense gradients: plain layers, no MaskedLinear, and `mask_gradients_`
-    after it, as both put +0.0 outside the mask. Raises PatternError for settings out of range, or a mask that cuts
-    through blocks.
+    +0.0 with the state of a fresh one. RigL needs dense gradients: no `mask_gradients_` before it, and plain layers, as
+    both that and a MaskedLinear put +0.0 outside the mask; SET takes either kind of layer. Raises PatternError for
+    settings out of range, a mask that cuts through blocks, and by name for a MaskedLinear under RigL.
     """
 
     def __init__(
@@ -58,6 +59,9 @@ class Regrow:
             )
         for name, mask in optimizer.masks.items():
             live_units(mask.dense(), pattern, name)
+        if method == "rigl":
+            for name, p in optimizer.masked_parameters().items():
+                _refuse_masked_layers(name, p)
         self.optimizer, self.method, self.pattern = optimizer, method, pattern
         self.fraction, self.every, self.until = fraction, every, until
         self.count = 0
@@ -100,6 +104,7 @@ class Regrow:
     def _growth(self, name: str, p: Tensor) -> Tensor:
         """How much each unit deserves to grow."""
         if self.method == "rigl":
+            _refuse_masked_layers(name, p)
             if p.grad is None:
                 raise PatternError(f"{name!r} has no gradient to grow by; call step() after backward")
             return unit_scores(magnitudes(p.grad), self.pattern)
@@ -112,6 +117,14 @@ class Regrow:
         live = live_units(self.optimizer.masks[name].dense().to(p.device), self.pattern, name)
         size = unit_scores(magnitudes(p), self.pattern)
         return whole_units(drop_and_grow(size, growth, live, fraction), self.pattern, p.shape)
+
+
+def _refuse_masked_layers(name: str, p: Tensor) -> None:
+    if readers(p):
+        raise PatternError(
+            f"{name!r} is the weight of a MaskedLinear, whose gradient is zero outside the mask, so 'rigl' can't tell "
+            "what should grow; use method='set', or plain layers (train.finish(model))"
+        )
 
 
 def drop_and_grow(size: Tensor, growth: Tensor, live: Tensor, fraction: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,17 @@ def refuse_settings(
 def column_table(like: Tensor, *columns: float | Tensor) -> Tensor:
     """float64 [like.numel(), columns] on like's device, of numbers, tensors of one element and tensors like `like`."""
     return torch.stack([_column(like, column) for column in columns], dim=1)
+
+
+def row_table(steps: Sequence[float], columns: Callable[[float], Sequence[float | Tensor]]) -> Tensor:
+    """float64 [steps, columns] on the CPU: what `column_table` is of these steps, most often all the same one, in
+    numbers, as a dozen operations on tensors take longer than the update of a small model.
+    """
+    places = {step: place for place, step in enumerate(dict.fromkeys(steps))}
+    table = torch.tensor([columns(step) for step in places], dtype=torch.float64, device="cpu")
+    if len(places) == 1:
+        return table.expand(len(steps), -1)
+    return table[torch.tensor([places[step] for step in steps], device="cpu")]
 
 
 def _column(like: Tensor, column: float | Tensor) -> Tensor:

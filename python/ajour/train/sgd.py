@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ajour.ops.masked_update.op import MASKED_SGD
 from ajour.terms.errors import KernelError
 from ajour.train.mask import Mask
 from ajour.train.optimizer import MaskedOptimizer
-from ajour.train.settings import column_table, refuse_settings
+from ajour.train.settings import refuse_settings
 
 
 class MaskedSGD(MaskedOptimizer):
     """torch.optim.SGD with masked-out weights at exactly +0.0; see MaskedOptimizer for what is not torch's.
 
-    The momentum is float32 whatever the weights are. As in torch, the first gradient isn't dampened. foreach and
-    differentiable are refused: there is one fused pass.
+    The momentum is float32 whatever the weights are. As in torch, it begins with the step that first has one, whose
+    gradient isn't dampened. foreach and differentiable are refused: there is one fused pass.
     """
 
-    op = MASKED_SGD
+    op, widest = MASKED_SGD, "momentum"
 
     def __init__(
         self,
@@ -62,9 +61,9 @@ class MaskedSGD(MaskedOptimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "momentum" if group["momentum"] else "sgd"
 
-    def _coefficients(self, group: Mapping[str, Any], step: Tensor) -> Tensor:
-        gain = torch.where(step == 1, 1.0, 1.0 - group["dampening"])
-        return column_table(
-            step, -1.0 if group["maximize"] else 1.0, group["weight_decay"], group["momentum"], gain,
+    def _columns(self, group: Mapping[str, Any], step: Any) -> tuple[float | Tensor, ...]:
+        gain = 1.0 - group["dampening"] * (step != 1)  # the first gradient counts in full
+        return (
+            -1.0 if group["maximize"] else 1.0, group["weight_decay"], group["momentum"], gain,
             float(group["nesterov"]), 0.0, 0.0, group["lr"], step,
         )  # fmt: skip

@@ -51,11 +51,6 @@ inline unsigned atomicInc(unsigned* at, unsigned last) {
   *at = before >= last ? 0 : before + 1;
   return before;
 }
-inline unsigned atomicAdd(unsigned* at, unsigned by) {
-  const unsigned before = *at;
-  *at += by;
-  return before;
-}
 inline uint32_t __shfl_up_sync(uint32_t, uint32_t value, int away) {
   return uint32_t(emulator::Block::current()->together({value}, [away](emulator::Exchange& all) {
     for (int i = 0; i < 32; ++i) all.taken[i] = all.given[i >= away ? i - away : i];

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.ops.block_linear import reference
-from ajour.ops.compiled import ACTIVATION_CODES, FLOATS, why_not
+from ajour.ops.compiled import FLOATS, why_not
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Block
+from ajour.terms.problem import ACTIVATION_CODES
 from ajour.terms.row_table import RowEntry
 
 

@@ -17,7 +17,7 @@ def on_device(update: Update) -> tuple[Tensor, Tensor, Tensor]:
     None in between.
     """
     device = update.slices[0].weight.device
-    table = rows(update.slices) if update.table is None else update.table
+    table = rows(update.slices, update.grads) if update.table is None else update.table
     key = update.rule, update.dtype, device, update.slices[0].master is None
     before = update.uploaded.get(key)
     if before is None or not torch.equal(before[0], table):

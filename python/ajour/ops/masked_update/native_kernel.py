@@ -22,7 +22,7 @@ def run(update: Update) -> None:
     """Performs the update in place."""
     if update.found_inf is not None and bool(update.found_inf):
         return
-    table = rows(update.slices) if update.table is None else update.table
+    table = rows(update.slices, update.grads) if update.table is None else update.table
     coefficients = update.coefficients.float().contiguous()
     scale = 1.0 if update.grad_scale is None else float(update.grad_scale)
     native.masked_update(

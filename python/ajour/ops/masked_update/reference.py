@@ -16,11 +16,11 @@ def run(update: Update) -> None:
         return
     names = ADAMW if update.rule in ("adamw", "amsgrad") else SGD
     scale = 1.0 if update.grad_scale is None else float(update.grad_scale)
-    for piece, row in zip(update.slices, update.coefficients.tolist(), strict=True):
-        _step(update, piece, dict(zip(names, row, strict=True)), scale)
+    for piece, grad, row in zip(update.slices, update.grads, update.coefficients.tolist(), strict=True):
+        _step(update, piece, grad, dict(zip(names, row, strict=True)), scale)
 
 
-def _step(update: Update, piece: Slice, c: dict[str, float], scale: float) -> None:
+def _step(update: Update, piece: Slice, grad: Tensor, c: dict[str, float], scale: float) -> None:
     kept = flat_kept(piece.bits, piece.weight.numel())
     compact = piece.offsets is not None
 
@@ -34,7 +34,7 @@ def _step(update: Update, piece: Slice, c: dict[str, float], scale: float) -> No
             t.zero_()
             t[kept] = values.to(t.dtype)
 
-    g = read(piece.grad.view(-1), False) * (c["sign"] / scale)
+    g = read(grad.view(-1), False) * (c["sign"] / scale)
     w = read(piece.master, compact) if piece.master is not None else read(piece.weight, False)
     states = [read(state, compact) for state in piece.states]
     w = _adamw(w, g, states, c) if update.rule in ("adamw", "amsgrad") else _sgd(w, g, states, c)

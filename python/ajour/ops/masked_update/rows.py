@@ -13,13 +13,13 @@ WORDS = 11
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of cpu/masked_update.h
 
 
-def rows(slices: Sequence[Slice]) -> Tensor:
-    """int64 [slices, 11] on the CPU; the tensors must outlive it."""
+def rows(slices: Sequence[Slice], grads: Sequence[Tensor]) -> Tensor:
+    """int64 [slices, 11] on the CPU, with one of grads for each slice; the tensors must outlive it."""
     table: list[int] = []
     chunk = 0
-    for piece in slices:
+    for piece, grad in zip(slices, grads, strict=True):
         states = [state.data_ptr() for state in piece.states]
-        table += [piece.weight.data_ptr(), piece.grad.data_ptr(), _address(piece.bits), _address(piece.offsets)]
+        table += [piece.weight.data_ptr(), grad.data_ptr(), _address(piece.bits), _address(piece.offsets)]
         table += [_address(piece.master), *states, *[0] * (3 - len(states))]
         table += [piece.weight.numel(), piece.seed, chunk]
         chunk += chunks(piece)

@@ -26,9 +26,9 @@ SGD = ("sign", "decay", "momentum", "gain", "nesterov", "unused", "unused", "rat
 
 @dataclass(eq=False)
 class Slice:
-    """One parameter, flat and contiguous; all but the gradient stays from one step to the next.
+    """One parameter, flat and contiguous, and what stays with it from one step to the next.
 
-    weight, grad: [numel] of one dtype. bits: uint8 [ceil(numel / 8)], 1 is kept, or None, which keeps all.
+    weight: [numel]. bits: uint8 [ceil(numel / 8)], 1 is kept, or None, which keeps all.
     offsets:      None where states and master are [numel]; else they are [kept], and offsets: int64 [chunks] says how
                   many kept entries come before each CHUNK.
     states:       float32 (float64 for float64 weights), in the order of STATES. master: the weight in float32, or None.
@@ -36,7 +36,6 @@ class Slice:
     """
 
     weight: Tensor
-    grad: Tensor
     bits: Tensor | None
     offsets: Tensor | None
     states: tuple[Tensor, ...]
@@ -46,16 +45,17 @@ class Slice:
 
 @dataclass(frozen=True)
 class Update:
-    """slices: of one device and dtype, all with or all without a master. coefficients: float64 [slices, 9], on the
-    device or, for a GPU, on the CPU too.
+    """slices: of one device and dtype, all with or all without a master. grads: of each, contiguous, of numel elements
+    of that dtype. coefficients: float64 [slices, 9], on the device or, for a GPU, on the CPU too.
 
     stochastic: round bfloat16 weights without a master up or down at random. The gradient counts as grad / grad_scale,
     and nothing happens where found_inf is not zero (both one float32 on the device, or None). uploaded: where a GPU's
-    kernels keep their table from one step to the next; the optimizer's. table: `rows` of the slices, if made already.
+    kernels keep their table from one step to the next; the optimizer's. table: `rows` of these, if made already.
     """
 
     rule: str
     slices: Sequence[Slice]
+    grads: Sequence[Tensor]
     coefficients: Tensor
     stochastic: bool = False
     grad_scale: Tensor | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.nm import NMMatrix
-from ajour.ops import decode
+from ajour.memory import stream_of
 from ajour.terms.pattern import NM, Pattern
 
 PACKING = "nm_slabs"
@@ -35,7 +35,7 @@ def prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
     addresses = layout, values.data_ptr(), positions.data_ptr(), slabs.data_ptr()
     if slabs.is_cuda:
         device = slabs.get_device()
-        native.pack_nm_slabs_cuda(*addresses, device, decode.stream_of(device))
+        native.pack_nm_slabs_cuda(*addresses, device, stream_of(device))
     else:
         native.pack_nm_slabs(*addresses)
     return [slabs]
@@ -51,7 +51,7 @@ def unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -
     addresses = layout_of(pattern, n, k), slabs.data_ptr(), values.data_ptr(), positions.data_ptr()
     if slabs.is_cuda:
         device = slabs.get_device()
-        native.unpack_nm_slabs_cuda(*addresses, device, decode.stream_of(device))
+        native.unpack_nm_slabs_cuda(*addresses, device, stream_of(device))
     else:
         native.unpack_nm_slabs(*addresses)
     return NMMatrix({"values": values, "positions": positions}, pattern, shape)

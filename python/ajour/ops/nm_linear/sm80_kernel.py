@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ajour._native import HAS_CUDA, native
+from ajour.memory import stream_of
 from ajour.ops import decode
 from ajour.ops.nm_linear import slabs
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import NM
-from ajour.terms.problem import Problem
+from ajour.terms.problem import ACTIVATION_CODES, Problem
 from ajour.terms.row_table import RowEntry
 
 LEAST_ROWS = 33  # for fewer, the decode kernel reads the same slabs with less to wait for
@@ -81,16 +82,11 @@ def _configs(problem: Problem) -> tuple[str, ...]:
     return large if problem.m > 1024 else (*large, "n128 m64 s4 c2", "n128 m64 s4")
 
 
-@cache
-def _limits(device: int) -> Any:
-    return native.device_limits(device)
-
-
 @lru_cache(4096)
 def _launch(n: int, k: int, m: int, config: str, device: int) -> tuple[Any, int]:
     """Shape, and elements of scratch."""
     tile, stages, blocks = parse_config(config)
-    shape = native.Sm80Shape(m, n, k, *tile, stages, blocks, _limits(device))
+    shape = native.Sm80Shape(m, n, k, *tile, stages, blocks, decode.limits_of(device))
     return shape, shape.scratch_bytes // 2
 
 
@@ -124,9 +120,9 @@ def _run(
         y.data_ptr(),
         0 if scratch is None else scratch.data_ptr(),
         entry.dtype == "bfloat16",
-        decode.ACTIVATION_CODES[activation],
+        ACTIVATION_CODES[activation],
         device,
-        decode.stream_of(device),
+        stream_of(device),
     )
     return y
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.nm import NMMatrix
-from ajour.ops import decode, sm90
+from ajour.memory import stream_of
+from ajour.ops import sm90
 from ajour.ops.aligned import aligned
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Pattern
@@ -30,7 +31,7 @@ def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
     addresses = positions.data_ptr(), metadata.data_ptr()
     if metadata.is_cuda:
         device = metadata.get_device()
-        native.pack_sm90_metadata_cuda(layout, *addresses, device, decode.stream_of(device))
+        native.pack_sm90_metadata_cuda(layout, *addresses, device, stream_of(device))
     else:
         native.pack_sm90_metadata(layout, *addresses)
     return [aligned(values), metadata]
@@ -43,7 +44,7 @@ def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) 
     addresses = metadata.data_ptr(), positions.data_ptr()
     if metadata.is_cuda:
         device = metadata.get_device()
-        native.unpack_sm90_metadata_cuda(layout, *addresses, device, decode.stream_of(device))
+        native.unpack_sm90_metadata_cuda(layout, *addresses, device, stream_of(device))
     else:
         native.unpack_sm90_metadata(layout, *addresses)
     return NMMatrix({"values": values, "positions": positions}, pattern, shape)

@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 from ajour._native import native
 from ajour.formats.e4m3 import E4M3
 from ajour.formats.scaled_nm import ScaledNMMatrix
-from ajour.ops import decode, sm90
+from ajour.memory import stream_of
+from ajour.ops import sm90
 from ajour.ops.aligned import aligned
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Pattern
@@ -67,7 +68,7 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         rounded.data_ptr(),
         scales.data_ptr(),
         device,
-        decode.stream_of(device),
+        stream_of(device),
     )
     return rounded, scales
 
