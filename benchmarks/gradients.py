@@ -14,15 +14,19 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.nn.functional import linear
 
+from ajour.detect import detect
 from ajour.formats.block import BlockMatrix
 from ajour.nn import BlockLinear
 from ajour.ops.block_gradients import input_gradient, value_gradient
 from ajour.ops.block_linear.reference import expand
+from ajour.ops.prepare import Choice
+from ajour.planning.candidates import Form, candidates
 from ajour.planning.correctness import Oracle
-from ajour.planning.measuring import dense_sides
+from ajour.planning.measuring import Bench, build, copies, dense_sides
 from ajour.planning.timing import Side, measure
+from ajour.planning.training import Step
 from ajour.terms.pattern import Block
-from ajour.terms.row_table import parse_row_table
+from ajour.terms.row_table import RowEntry, parse_row_table
 from benchmarks.cases import Case
 from benchmarks.cell import Cell, Row, us
 
@@ -43,7 +47,8 @@ def gradient_rows(cell: Cell, dense: Sequence[Tensor], count: int) -> list[Row]:
     x = cell.subject.inputs(cell.m)
     generator = torch.Generator(x.device).manual_seed(1)
     dy = torch.randn(cell.m, cell.subject.w.shape[0], generator=generator, device=x.device).to(x.dtype)
-    layers = [Layer.of(cell, x, dy) for _ in range(min(count, MOST_LAYERS))]
+    choices = planned(cell, count)
+    layers = [Layer.of(cell, x, dy, choices) for _ in range(min(count, MOST_LAYERS))]
     first = layers[0]
     expected = {"dx": Oracle.of(first.dy, cell.subject.w.t(), None), "dw": Oracle.of(first.dy.t(), x.t(), None)}
     ratios = {
@@ -65,7 +70,7 @@ def gradient_rows(cell: Cell, dense: Sequence[Tensor], count: int) -> list[Row]:
         best = min(range(len(rivals)), key=lambda i: timings[i].best)
         rows.append(
             {
-                **cell.described("block_linear", first.kernel, ""),
+                **cell.described("block_linear", first.entry.kernel, first.entry.config),
                 "product": product,
                 "dense_us": us(timings[best]),
                 "dense_kernel": rivals[best].name,
@@ -75,6 +80,21 @@ def gradient_rows(cell: Cell, dense: Sequence[Tensor], count: int) -> list[Row]:
             }
         )
     return rows
+
+
+def planned(cell: Cell, count: int) -> list[Choice] | None:
+    """What a plan for training names: a kernel, and of each product the configuration that is fastest on `count` cold
+    copies; None where nothing but the reference trains the cell's pattern.
+    """
+    w = cell.subject.w
+    capability = torch.cuda.get_device_capability(w.device) if w.device.type == "cuda" else None
+    form, found = Form(cell.case.pattern), detect(w)
+    taken, _ = candidates(form, found, (cell.m,), w.device.type, capability, False, trainable=True)
+    for built in build(w, taken[:1], str):
+        packs = copies(built.packed, min(count, MOST_LAYERS))
+        settled = Step.of(cell.subject, cell.m).settled(built, packs, Bench(cell.timer, 0, 0))
+        return None if settled is None else [(None, settled.candidate.kernel, settled.candidate.config)]
+    return None
 
 
 @dataclass(frozen=True)
@@ -91,11 +111,11 @@ class Layer:
     packed: list[Tensor]
 
     @classmethod
-    def of(cls, cell: Cell, x: Tensor, dy: Tensor) -> Layer:
+    def of(cls, cell: Cell, x: Tensor, dy: Tensor, choices: list[Choice] | None) -> Layer:
         """The cell's weight, in tensors of its own."""
         pattern, w = cell.case.pattern, cell.subject.w
         assert isinstance(pattern, Block)
-        module = BlockLinear(BlockMatrix.from_dense(w, pattern), trainable=True)
+        module = BlockLinear(BlockMatrix.from_dense(w, pattern), choices=choices, trainable=True)
         values, x = module.get_parameter("blocks"), x.detach().requires_grad_()
         values.requires_grad_(False)
         y_of_x = module(x)
@@ -103,9 +123,9 @@ class Layer:
         return cls(module, x, dy, y_of_x, module(x.detach()), list(module.matrix().tensors().values()))
 
     @property
-    def kernel(self) -> str:
-        """What the layer's forward runs."""
-        return parse_row_table(self.module.kernels).entries[0].kernel
+    def entry(self) -> RowEntry:
+        """What the layer runs, and how."""
+        return parse_row_table(self.module.kernels).entries[0]
 
     @property
     def values(self) -> Tensor:

@@ -21,6 +21,10 @@ constexpr int64_t kPackedBytes = 320 << 10, kPackedBytesForLarge = 1536 << 10, k
 // are better (dx of 1536x384 in 32x32 blocks at 10 %, 512 cold tokens: 341 us, with kPackedBytes 388; of 4096x4096: 8.3
 // ms for 8.7; Zen 5).
 constexpr int64_t kBytesForSmall = 80 << 10, kSmallWeight = 512 << 10, kBytesForLarge = 800 << 10;
+// x in place is fetched a block ahead where it is larger than L2, unless the weight is what comes from afar (dx of
+// 3072x768 in 32x32 blocks at 10 %, 512 cold tokens: 1.20 ms for 1.38; of 4096x1024: 2.2 for 2.5; of 768x768, 128 warm
+// ones, it would cost 1 %; Zen 5).
+constexpr int64_t kFetchedX = 1280 << 10, kMostFetchedWeight = 4 << 20;
 constexpr int64_t kTileBytes = 640 << 10;  // of one tile, where a narrower one is no slower
 constexpr int kOuts = 32;                  // columns of y that are finished together
 constexpr int kLeastOuts = 16;             // a cache line of floats
@@ -60,35 +64,9 @@ AJOUR_INLINE void add_units(const Unit* units, int64_t count, const Steps& steps
       add_to(to + r * kTokens + v * kLanes, sums[r][v], is_first);
 }
 
-// A packed tile of tokens: [words][kWidth] ...
-template <int kWidth>
-struct PackedTile {
-  const uint32_t* at;
-
-  AJOUR_INLINE_MEMBER PackedTile from(int64_t word) const { return {at + word * kWidth}; }
-  AJOUR_INLINE_MEMBER Words broadcast_token(int t) const { return broadcast(at[t]); }
-  AJOUR_INLINE_MEMBER void advance() { at += kWidth; }
-};
-
-// ... or tokens where they lie, `stride` bytes apart: three to a pointer, as addresses scale an index by 1 and by 2.
-template <int kWidth>
-struct TileInPlace {
-  const char* at[(kWidth + 2) / 3];
-  int64_t stride;
-
-  AJOUR_INLINE_MEMBER TileInPlace from(int64_t word) const {
-    TileInPlace moved = *this;
-    AJOUR_UNROLL for (int i = 0; i < (kWidth + 2) / 3; i++) moved.at[i] += word * 4;
-    return moved;
-  }
-  AJOUR_INLINE_MEMBER Words broadcast_token(int t) const {
-    return broadcast(*reinterpret_cast<const WordAnywhere*>(at[t / 3] + t % 3 * stride));
-  }
-  AJOUR_INLINE_MEMBER void advance() { AJOUR_UNROLL for (int i = 0; i < (kWidth + 2) / 3; i++) at[i] += 4; }
-};
-
 // sums[v][t] of outs v * kLanes.. (lanes) and token t. The next block is fetched meanwhile, as the blocks of a column
-// lie apart (dx of 4096x4096 in 32x32 blocks at 10 %, 512 tokens: 8.4 ms for 9.3; Zen 5), and `ahead` of x.
+// lie apart (dx of 4096x4096 in 32x32 blocks at 10 %, 512 tokens: 8.4 ms for 9.3; Zen 5), what it meets of x, and
+// `ahead` of x.
 template <class Form, int kWidth, class Tile>
 AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segment, const Steps& steps, int64_t out,
                                 const Tile& x, Ahead& ahead, Vec (&sums)[kOutVecs][kWidth]) {
@@ -99,11 +77,13 @@ AJOUR_INLINE void outs_in_lanes(const Unit* units, int64_t count, int64_t segmen
     const int64_t last = min64(count, first + segment);
     for (int64_t u = first; u < last; u++) {
       Tile column = x.from(units[u].first);
+      const Tile behind = u + 1 < count ? x.from(units[u + 1].first) : x.next().from(units[0].first);
       const uint32_t* w = reinterpret_cast<const uint32_t*>(units[u].weights) + out;
       const uint32_t* next = reinterpret_cast<const uint32_t*>(units[u + 1 < count ? u + 1 : u].weights) + out;
       for (int64_t i = 0; i < steps.count; i++, column.advance(), w += steps.in) {
         Words weights[kOutVecs];
         fetched.fetch();
+        behind.fetch(i);
         AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) __builtin_prefetch(next + i * steps.in + v * kLanes);
         AJOUR_UNROLL for (int v = 0; v < kOutVecs; v++) weights[v] = load(w + v * kLanes);
         AJOUR_UNROLL for (int t = 0; t < kWidth; t++) {
@@ -148,6 +128,8 @@ class Product {
     vecs_ = int(min64(kMostVecs, max64(2, kTileBytes / (words_ * kLanes * 4))));
     together_ = lanes_are_outs_ ? 1 : max64(1, kLeastOuts / outs_);
     items_ = divide_up(out_blocks_, together_);
+    const int64_t weight = offset(items_) * size_ * int64_t(sizeof(Stored));
+    fetches_x_ = call.m * call.x_stride * int64_t(sizeof(Stored)) > kFetchedX && weight < kMostFetchedWeight;
     for (int64_t i = 0; i < items_; i++) longest_ = max64(longest_, offset(i + 1) - offset(i));
   }
 
@@ -291,6 +273,7 @@ class Product {
   TileInPlace<kTokens> in_place(int64_t token) const {
     TileInPlace<kTokens> tile;
     tile.stride = call_.x_stride * int64_t(sizeof(Stored));
+    tile.fetched = fetches_x_ ? kTokens : 0;
     const char* first = static_cast<const char*>(call_.x) + token * tile.stride;
     for (int i = 0; i < (kTokens + 2) / 3; i++) tile.at[i] = first + 3 * i * tile.stride;
     return tile;
@@ -409,6 +392,7 @@ class Product {
   bool copies_;  // the blocks of an item are copied in another order or type first
   bool lanes_are_outs_;
   bool in_place_;               // x is read where it lies, but for a last tile that is not whole
+  bool fetches_x_;              // and fetched a block ahead
   int vecs_;                    // vectors of tokens in a tile
   int64_t out_blocks_, words_;  // words of a packed token
   int64_t together_, items_;    // out-blocks that are written together

@@ -28,8 +28,6 @@ struct Ahead {
   }
 };
 
-typedef uint32_t WordAnywhere __attribute__((aligned(1), may_alias));
-
 // Where a tile's results go.
 template <class T>
 struct Target {

@@ -4,6 +4,8 @@
 
 namespace ajour::cpu::AJOUR_ISA {
 
+typedef uint32_t WordAnywhere __attribute__((aligned(1), may_alias));
+
 // A column of a tile is one float ...
 struct Floats {
   static constexpr int kColumns = 1;  // of x, in a word
@@ -83,5 +85,45 @@ inline void pack_loose_tokens(const BFloat16* const (&rows)[2 * kLanes], int64_t
     }
   }
 }
+
+// A packed tile of tokens: [words][kWidth] ...
+template <int kWidth>
+struct PackedTile {
+  const uint32_t* at;
+
+  AJOUR_INLINE_MEMBER PackedTile from(int64_t word) const { return {at + word * kWidth}; }
+  AJOUR_INLINE_MEMBER PackedTile next() const { return *this; }
+  AJOUR_INLINE_MEMBER void fetch(int64_t) const {}
+  AJOUR_INLINE_MEMBER Words broadcast_token(int t) const { return broadcast(at[t]); }
+  AJOUR_INLINE_MEMBER void advance() { at += kWidth; }
+};
+
+// ... or tokens where they lie, `stride` bytes apart: three to a pointer, as addresses scale an index by 1 and by 2.
+// fetched: how many of them are fetched a block ahead, all or none.
+template <int kWidth>
+struct TileInPlace {
+  const char* at[(kWidth + 2) / 3];
+  int64_t stride, fetched;
+
+  AJOUR_INLINE_MEMBER TileInPlace from(int64_t word) const {
+    TileInPlace moved = *this;
+    AJOUR_UNROLL for (int i = 0; i < (kWidth + 2) / 3; i++) moved.at[i] += word * 4;
+    return moved;
+  }
+  AJOUR_INLINE_MEMBER TileInPlace next() const {  // good for nothing but its first token
+    TileInPlace moved = *this;
+    moved.at[0] += kWidth * stride;
+    return moved;
+  }
+  // Token t from here on, up to 128 bytes: what a block of 32 words meets.
+  AJOUR_INLINE_MEMBER void fetch(int64_t t) const {
+    if (t >= fetched) return;
+    __builtin_prefetch(at[0] + t * stride), __builtin_prefetch(at[0] + t * stride + 64);
+  }
+  AJOUR_INLINE_MEMBER Words broadcast_token(int t) const {
+    return broadcast(*reinterpret_cast<const WordAnywhere*>(at[t / 3] + t % 3 * stride));
+  }
+  AJOUR_INLINE_MEMBER void advance() { AJOUR_UNROLL for (int i = 0; i < (kWidth + 2) / 3; i++) at[i] += 4; }
+};
 
 }  // namespace ajour::cpu::AJOUR_ISA

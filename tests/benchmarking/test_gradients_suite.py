@@ -12,6 +12,7 @@ from benchmarks.cases import Case, cases
 from benchmarks.gradients import Layer, trained
 from suites import settings
 
+from ajour.ops.prepare import Choice
 from ajour.planning.timing import Side
 from ajour.terms.pattern import NM, Block
 
@@ -26,11 +27,26 @@ def test_each_product_has_a_row(clock: None, dtype: torch.dtype) -> None:
     found = _rows(dtypes=[dtype])
     assert [row["product"] for row in found] == ["dx", "dw", "step"]
     for row in found:
+        assert (row["kernel"], row["config"]) == ("cpu_blocks", "")
         assert 0 < row["error_ratio"] <= 1
         assert (row["op"], row["m"], row["mode"], row["today_us"]) == ("block_linear", 130, "eager", 200.0)
         assert (row["dense_us"], row["dense_kernel"], row["speedup"]) == (100.0, "onednn", 2.5)
     dx, dw, step = (row["bytes"] for row in found)
     assert dx == dw == step / 3
+
+
+def test_a_layer_runs_what_a_plan_for_training_would_name(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each product with the fastest of its configurations, found once for a cell."""
+    asked = []
+
+    def planned(cell: Any, count: int) -> list[Choice]:
+        asked.append(gradients_planned(cell, count))
+        return [(None, "reference", "")]
+
+    gradients_planned = gradients.planned
+    monkeypatch.setattr(gradients, "planned", planned)
+    assert {row["kernel"] for row in _rows()} == {"reference"}
+    assert asked == [[(None, "cpu_blocks", "")]]
 
 
 @pytest.mark.parametrize("product", ["dx", "dw"])

@@ -11,6 +11,8 @@ from torch import Tensor
 from values import DTYPES, HALVES, assert_exact, every_16_bit_value, plus_zero, special_values
 
 from ajour.formats import BlockMatrix
+from ajour.nn import BlockLinear
+from ajour.ops.functional import linear
 from ajour.terms.errors import FormatError, PatternError
 from ajour.terms.pattern import NM, Block
 from pruned import bits, keep_mask
@@ -167,6 +169,21 @@ def test_hostile_tensors_are_refused_by_place(name: str) -> None:
     damage(tensors)
     with pytest.raises(FormatError, match=match):
         BlockMatrix.from_tensors(tensors, Block(3, 4), (7, 10))
+
+
+@pytest.mark.parametrize("name", ["column beyond the grid", "negative row", "overlap", "unsorted", "offsets end late"])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_hostile_matrix_reaches_no_kernel(name: str, trainable: bool) -> None:
+    damage, match = DAMAGES[name]
+    tensors = BlockMatrix.from_dense(weight(), Block(3, 4)).tensors()
+    damage(tensors)
+    for matrix in (BlockMatrix(tensors, Block(3, 4), (7, 10)), BlockMatrix(tensors, Block(3, 4), (7, 10)).to("cpu")):
+        with pytest.raises(FormatError, match=match):
+            BlockLinear(matrix, trainable=trainable)
+        with pytest.raises(FormatError, match=match):
+            linear(torch.randn(2, 10), matrix)
+    right = BlockMatrix(BlockMatrix.from_dense(weight(), Block(3, 4)).tensors(), Block(3, 4), (7, 10))
+    BlockLinear(right, trainable=trainable)(torch.randn(2, 10))
 
 
 @given(st.lists(st.integers(-2, 8), min_size=26, max_size=26))

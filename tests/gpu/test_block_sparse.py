@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ajour
 from ajour.formats import BlockMatrix
 from ajour.nn import BlockLinear
 from ajour.ops import BLOCK_LINEAR, BLOCK_SDDMM
@@ -104,3 +105,20 @@ def test_a_small_layer_trains_as_its_dense_twin(dtype: torch.dtype) -> None:
     tolerance = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
     torch.testing.assert_close(x.grad, twin.grad, **tolerance)
     torch.testing.assert_close(places, w.grad.cpu() * live, **tolerance)
+
+
+def test_a_plan_for_training_names_a_configuration_for_each_product_and_the_layer_runs_them() -> None:
+    dense = torch.nn.Linear(256, 512).to("cuda", torch.bfloat16)
+    dense.weight.data = drawn(Block(64, 64), 512, 256, torch.bfloat16).to_dense().cuda()
+    model = torch.nn.Sequential(dense)
+    plan = ajour.plan(model, None, rows=[300], margin=float("-inf"), trainable=True, progress=False)
+    (entry,) = plan["0"].kernels
+    assert entry.kernel == "triton_blocks"
+    assert len(entry.config.split(" / ")) == 3
+    x = torch.randn(300, 256, device="cuda").bfloat16().requires_grad_()
+    expected = torch.autograd.grad(dense(x).square().sum(), x)[0]
+    layer = ajour.convert(model, plan, trainable=True)[0]
+    assert layer.kernels.endswith(entry.config)
+    found, dw = torch.autograd.grad(layer(x).square().sum(), (x, layer.blocks))
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
+    assert dw.isfinite().all()

@@ -148,7 +148,7 @@ def test_no_rows_no_blocks_and_no_columns_give_zeros() -> None:
 def test_opcheck_passes(kernel: str) -> None:
     matrix = drawn(Block(8, 4), 20, 33, torch.float32)
     dy, x = torch.randn(2, 3, 20), torch.randn(2, 3, 33)
-    torch.library.opcheck(BLOCK_SDDMM.call, (dy, x, index_of(matrix), table_of(matrix, kernel)))
+    torch.library.opcheck(torch.ops.ajour.block_sddmm.default, (dy, x, index_of(matrix), table_of(matrix, kernel)))
     gradient = torch.randn(matrix.values.shape)
     torch.library.opcheck(BLOCK_SDDMM.add, (gradient, dy, x, index_of(matrix), table_of(matrix, kernel)))
 

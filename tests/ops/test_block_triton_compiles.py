@@ -27,7 +27,7 @@ from ajour.ops.block_sddmm import triton_kernel as sddmm  # noqa: E402
 
 MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may have
 INDICES = ("offsets", "places", "order", "schedule", "row_offsets", "block_columns", "block_rows")
-BLOCKS = (Block(16, 16), Block(32, 32), Block(64, 64), Block(128, 128), Block(128, 32))
+BLOCKS = (Block(16, 16), Block(32, 32), Block(64, 64), Block(128, 128), Block(128, 32), Block(16, 128))
 
 
 def compiled(kernel: Any, floats: str, fixed: dict[str, Any], special: dict[str, str], sm: int, **options: int) -> Any:
@@ -87,10 +87,12 @@ def check(binary: Any, dtype: str, sm: int, tokens: int, folder: Path) -> str:
 def test_the_first_configuration_keeps_everything_in_registers(
     pattern: Block, dtype: str, m: int, sm: int, tmp_path: Path
 ) -> None:
-    config = parse(configs(problem(pattern, dtype, m, sm))[0])
-    for transposed in (False, True):
+    turned = Block(pattern.cols, pattern.rows)
+    for transposed in (False, True):  # dx goes by a configuration for the turned weight
+        config = parse(configs(problem(turned if transposed else pattern, dtype, m, sm))[0])
         ptx = check(product(pattern, dtype, config, transposed, sm), dtype, sm, config.tile.m, tmp_path)
-        by_descriptor = sm == 90 and dtype != "float32" and min(pattern.rows, pattern.cols) >= 64
+        deep = pattern.rows if transposed else pattern.cols
+        by_descriptor = sm == 90 and dtype != "float32" and deep >= 64
         assert ("cp.async.bulk.tensor" in ptx) == by_descriptor
         assert by_descriptor or "cp.async.ca" in ptx or "cp.async.cg" in ptx, "loads run ahead of the products"
 
@@ -116,7 +118,7 @@ def test_tf32_uses_the_tensor_cores_only_where_it_was_asked_for(tmp_path: Path) 
 @pytest.mark.parametrize("sm", [80, 90])
 @pytest.mark.parametrize(
     ("pattern", "dtype"),
-    [*((each, "bfloat16") for each in BLOCKS), (BLOCKS[1], "float32")],
+    [*((each, "bfloat16") for each in BLOCKS), (BLOCKS[2], "float16"), *((each, "float32") for each in BLOCKS[1:5:3])],
     ids=str,
 )
 def test_every_configuration_of_sddmm_keeps_everything_in_registers(

@@ -39,7 +39,7 @@ class BitmapMatrix(SparseMatrix):
         nonzeros = native.find_nonzeros(view(w), tensors["bitmaps"].data_ptr(), tensors["offsets"].data_ptr())
         tensors["values"] = torch.empty(nonzeros, dtype=w.dtype, device=HOST)
         native.pack_bitmap(view(w), _lend(tensors))
-        return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (w.shape[0], w.shape[1]))
+        return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (w.shape[0], w.shape[1]))._trusted()
 
     def to_dense(self) -> Tensor:
         tensors = self._on_host()

@@ -38,7 +38,7 @@ class BlockMatrix(SparseMatrix):
             for name, (dtype, sizes) in _sizes_of(live, pattern, (n, k)).items()
         }
         native.pack_blocks(layout, view(w), grid.data_ptr(), _lend(tensors))
-        return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (n, k))
+        return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (n, k))._trusted()
 
     def to_dense(self) -> Tensor:
         tensors = self._on_host()

@@ -19,7 +19,7 @@ class DenseMatrix(SparseMatrix):
     @classmethod
     def from_dense(cls, w: Tensor, pattern: Pattern = Dense()) -> DenseMatrix:  # noqa: B008
         cls._check_weight(w, pattern)
-        return cls({"weight": w}, pattern, (w.shape[0], w.shape[1]))
+        return cls({"weight": w}, pattern, (w.shape[0], w.shape[1]))._trusted()
 
     def to_dense(self) -> Tensor:
         return self.values.clone()

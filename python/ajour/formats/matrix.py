@@ -35,6 +35,7 @@ class SparseMatrix:
         self.pattern = pattern
         self.shape = (int(shape[0]), int(shape[1]))
         self.prepared: dict[tuple[str, str], tuple[list[Tensor], str]] = {}  # by kernel; filled by `ajour.linear`
+        self._is_valid = False  # nothing is known of the tensors yet
 
     @classmethod
     def from_dense(cls: type[Self], w: Tensor, pattern: Pattern) -> Self:
@@ -54,8 +55,17 @@ class SparseMatrix:
         """From stored canonical tensors of foreign origin; validates all of them. Raises FormatError."""
         cls._check_sizes(tensors, pattern, shape)
         matrix = cls({name: tensors[name].contiguous() for name in cls.NAMES}, pattern, shape)
-        matrix.validate()
-        return matrix
+        return matrix.validated()
+
+    def validated(self: Self) -> Self:
+        """Itself; raises FormatError with the place, as `validate` does, unless it was found or made right before."""
+        if not self._is_valid and self.device.type != "meta":
+            self.validate()
+        return self._trusted()
+
+    def _trusted(self: Self) -> Self:
+        self._is_valid = True
+        return self
 
     @classmethod
     def _sizes(cls, tensors: Mapping[str, Tensor], pattern: Pattern, shape: tuple[int, int]) -> Sizes:
@@ -135,7 +145,8 @@ class SparseMatrix:
         """The same matrix elsewhere, or with values rounded to another dtype; indices keep theirs."""
         first = self.NAMES[0]
         moved = {name: t.to(device=device, dtype=dtype if name == first else None) for name, t in self._tensors.items()}
-        return type(self)(moved, self.pattern, self.shape)
+        matrix = type(self)(moved, self.pattern, self.shape)
+        return matrix._trusted() if self._is_valid else matrix
 
     def __repr__(self) -> str:
         n, k = self.shape

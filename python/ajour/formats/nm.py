@@ -40,7 +40,7 @@ class NMMatrix(SparseMatrix):
         values = torch.empty(n, layout.kept(k), dtype=w.dtype, device=HOST)
         positions = torch.empty(n, layout.position_bytes(k), dtype=torch.uint8, device=HOST)
         native.pack_nm(layout, view(w), values.data_ptr(), positions.data_ptr())
-        return cls({"values": values.to(device), "positions": positions.to(device)}, pattern, (n, k))
+        return cls({"values": values.to(device), "positions": positions.to(device)}, pattern, (n, k))._trusted()
 
     def positions(self) -> Tensor:
         """The unpacked positions, int64 [n, groups, keep]."""

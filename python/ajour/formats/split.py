@@ -43,7 +43,7 @@ class SplitMatrix(SparseMatrix):
         """The sum of two matrices that share no place."""
         values = torch.cat((pairs.values.flatten(), rest.values))
         indices = {"positions": pairs.tensors()["positions"], **rest.tensors()}
-        return cls({**indices, "values": values}, Unstructured(), pairs.shape)
+        return cls({**indices, "values": values}, Unstructured(), pairs.shape)._trusted()
 
     def pairs(self) -> NMMatrix:
         """The 2:4 part; it shares memory with this matrix."""

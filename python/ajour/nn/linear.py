@@ -125,6 +125,7 @@ class SparseLinear(nn.Module):
             raise KernelError(f"{name} holds a {self.op.matrix.__name__}, found a {type(matrix).__name__}")
         if activation not in ACTIVATIONS:
             raise KernelError(f"{name}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        matrix.validated()  # kernels read wherever its indices point
         if trainable and "reference" not in self.op.kernels:
             raise KernelError(f"{name} is for inference; train the nn.Linear that it stands for")
         n = matrix.shape[0]

@@ -56,6 +56,7 @@ def linear(
             raise KernelError(f"{op.name}: kernel {kernel!r} does not take this problem: {reason}")
     key = (chosen.name, "")
     if key not in matrix.prepared:
+        matrix.validated()
         matrix.prepared[key] = prepare(op, matrix, [(None, chosen.name, chosen.configs(problem)[0])])
     packed, kernels = matrix.prepared[key]
     return call(op, x, packed, bias, kernels, activation, residual)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ajour.ops.library import LIBRARY, check_devices
+from ajour.ops.library import LIBRARY, check_devices, unwatched
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import SampledKernel
 from ajour.terms.pattern import Block
@@ -27,6 +27,7 @@ class SampledOp:
 
     name: str
     kernels: dict[str, SampledKernel]
+    run: Callable[[Tensor, Tensor, list[Tensor], str], Tensor]
 
     def kernel(self, name: str) -> SampledKernel:
         """The kernel of that name; raises KernelError."""
@@ -34,11 +35,12 @@ class SampledOp:
             raise KernelError(f"{self.name} has no kernel {name!r}; it has {', '.join(self.kernels)}")
         return self.kernels[name]
 
-    @property
-    def call(self) -> Callable[[Tensor, Tensor, list[Tensor], str], Tensor]:
-        """(dy, x, index, kernels) -> blocks: [live, rows, cols] of dy's dtype; without gradients."""
-        registered: Callable[[Tensor, Tensor, list[Tensor], str], Tensor] = getattr(torch.ops.ajour, self.name).default
-        return registered
+    def call(self, dy: Tensor, x: Tensor, index: list[Tensor], kernels: str) -> Tensor:
+        """blocks: [live, rows, cols] of dy's dtype; without gradients."""
+        if unwatched(dy):
+            return self.run(dy, x, index, kernels)
+        blocks: Tensor = getattr(torch.ops.ajour, self.name).default(dy, x, index, kernels)
+        return blocks
 
     @property
     def add(self) -> Callable[[Tensor, Tensor, Tensor, list[Tensor], str], None]:
@@ -51,7 +53,6 @@ class SampledOp:
 
 def define_sampled(name: str, kernels: Sequence[SampledKernel]) -> SampledOp:
     """Registers `ajour::name` and `ajour::name_`, which adds in place, for CPU and CUDA, with their fakes."""
-    op = SampledOp(name, {kernel.name: kernel for kernel in kernels})
 
     def fill(gradient: Tensor, dy: Tensor, x: Tensor, index: list[Tensor], table: RowTable, accumulate: bool) -> None:
         if not (gradient.numel() and x.shape[:-1].numel()):
@@ -68,6 +69,8 @@ def define_sampled(name: str, kernels: Sequence[SampledKernel]) -> SampledOp:
         gradient = dy.new_empty(_shape(table, index))
         fill(gradient, dy, x, index, table, False)
         return gradient
+
+    op = SampledOp(name, {kernel.name: kernel for kernel in kernels}, run)
 
     def add(gradient: Tensor, dy: Tensor, x: Tensor, index: list[Tensor], kernels: str) -> None:
         table = parse_row_table(kernels)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ajour.memory import HOST
-from ajour.ops.library import LIBRARY, LinearOp, check_devices
+from ajour.ops.library import LIBRARY, LinearOp, check_devices, unwatched
 from ajour.terms.errors import KernelError
 from ajour.terms.row_table import RowTable, parse_row_table
 
@@ -51,7 +51,11 @@ def define_transposed(op: LinearOp) -> Callable[[Tensor, list[Tensor], str], Ten
     LIBRARY.impl(name, run_on_cuda, "CUDA")
     torch.library.register_fake(f"ajour::{name}", fake, lib=LIBRARY)
     registered: Callable[[Tensor, list[Tensor], str], Tensor] = getattr(torch.ops.ajour, name).default
-    return registered
+
+    def call(dy: Tensor, packed: list[Tensor], kernels: str) -> Tensor:
+        return run(dy, packed, kernels) if unwatched(dy) else registered(dy, packed, kernels)
+
+    return call
 
 
 def _check(name: str, table: RowTable, dy: Tensor, packed: list[Tensor]) -> None:

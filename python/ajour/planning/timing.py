@@ -213,8 +213,9 @@ class CudaTimer:
         if side not in self.graphs:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # lazy initialization must not fall into the capture
-                side.calls[0]()
+            with torch.cuda.stream(stream):  # lazy initialization, and what calls remember, is no part of the graph
+                for call in side.calls:
+                    call()
             torch.cuda.current_stream().wait_stream(stream)
             self.graphs[side] = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graphs[side]):
