@@ -1,4 +1,4 @@
-"""Weights packed on a GPU: the bits of the host's packing, from dense to canonical to what the kernels read, and back."""
+"""Weights packed on a GPU: the bits of the host, from dense to canonical to what the kernels read, and back."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def assert_same(found: SparseMatrix, expected: SparseMatrix) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_small_dense_weights_become_what_they_become_on_the_host(pattern: Pattern, dtype: torch.dtype) -> None:
+def test_dense_weights_become_what_they_become_on_the_host(pattern: Pattern, dtype: torch.dtype) -> None:
     for turn, (n, k) in enumerate(SIZES):
         w = drawn(pattern, n, k, dtype, (0.1, 0.5)[turn % 2])
+        if len(kept := w.nonzero()):
+            w[tuple(kept[0])] = float("nan")
         w[w == 0] = -0.0
-        w.view(-1)[0] = float("nan")
         made = matrix_of(w.cuda(), pattern)
         assert made.device.type == "cuda"
         assert_same(made, matrix_of(w, pattern))
@@ -39,11 +40,9 @@ def test_small_dense_weights_become_what_they_become_on_the_host(pattern: Patter
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(3, 5)], ids=str)
 def test_a_small_weight_that_does_not_fit_is_refused_by_its_place(pattern: NM) -> None:
     w = drawn(pattern, 70, 300, torch.bfloat16)
-    group = pattern.group
-    w[33, 20 * group : 21 * group] = 1.0
-    said = (
-        rf"row 33, columns {20 * group} to {21 * group - 1}: {pattern} allows {pattern.keep} non-zeros, found {group}"
-    )
+    first, last = 20 * pattern.group, 21 * pattern.group - 1
+    w[33, first : last + 1] = 1.0
+    said = f"row 33, columns {first} to {last}: {pattern} allows {pattern.keep} non-zeros, found {pattern.group}"
     for device in ("cpu", "cuda"):
         with pytest.raises(PatternError, match=said):
             NMMatrix.from_dense(w.to(device), pattern)
@@ -54,8 +53,9 @@ def test_a_small_weight_that_does_not_fit_is_refused_by_its_place(pattern: NM) -
 def test_small_bitmaps_are_packed_as_on_the_host_and_unpacked_where_they_lie(kernel: str, density: float) -> None:
     record = BITMAP_LINEAR.kernel(kernel)
     for n, k in SIZES:
-        on_host = BitmapMatrix.from_dense(drawn(Unstructured(), n, k, torch.bfloat16, density))
-        packed = record.prepack(on_host.to("cuda"), "")
+        w = drawn(Unstructured(), n, k, torch.bfloat16, density)
+        on_host = BitmapMatrix.from_dense(w)
+        packed = record.prepack(BitmapMatrix.from_dense(w.cuda()), "")
         for ours, expected in zip(packed, record.prepack(on_host, ""), strict=True):
             assert ours.is_cuda
             assert torch.equal(bits(ours.cpu()), bits(expected))
