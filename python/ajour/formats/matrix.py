@@ -23,8 +23,8 @@ class SparseMatrix:
     """A weight [n, k] in its canonical, device-independent form: named plain tensors, a pattern and a shape.
 
     Exact: `to_dense()` gives every non-zero back bit for bit (NaN and Inf too), and +0.0 for every zero, whatever its
-    sign was. N:M and bitmaps are packed where they lie, if this build has CUDA; all else, unpacking and checking too, runs
-    on the CPU, and tensors of another device are copied there and back.
+    sign was. N:M and bitmaps are packed where they lie, if this build has CUDA; all else runs on the CPU, unpacking and
+    checking too, and tensors of another device are copied there and back.
     """
 
     NAMES: ClassVar[tuple[str, ...]]  # of the canonical tensors, in order; the first one holds the values
