@@ -101,6 +101,10 @@ void bind_canonical_there(py::module_& m) {
                            Address refused, int device, Address stream) {
     cuda::pack_nm(layout, w, at(values), at<uint8_t>(positions), at<int32_t>(refused), device, at(stream));
   });
+  m.def("unpack_nm_cuda",
+        [](const NMLayout& layout, Address values, Address positions, const WeightView& w, int device, Address stream) {
+          cuda::unpack_nm(layout, at(values), at<uint8_t>(positions), w, device, at(stream));
+        });
   m.def(
       "find_nonzeros_cuda",
       [](const WeightView& w, Address bitmaps, Address offsets, int device, Address stream) {
@@ -109,6 +113,9 @@ void bind_canonical_there(py::module_& m) {
       Unlocked());
   m.def("pack_bitmap_cuda", [](const WeightView& w, const BitmapTensors& tensors, int device, Address stream) {
     cuda::pack_bitmap(w, tensors, device, at(stream));
+  });
+  m.def("unpack_bitmap_cuda", [](const BitmapTensors& tensors, const WeightView& w, int device, Address stream) {
+    cuda::unpack_bitmap(tensors, w, device, at(stream));
   });
 }
 

@@ -18,6 +18,15 @@ void pack_nm(const NMLayout& layout, const WeightView& w, void* values, uint8_t*
   });
 }
 
+void unpack_nm(const NMLayout& layout, const void* values, const uint8_t* positions, const WeightView& w, int device,
+               void* stream) {
+  const OnDevice on(device);
+  by_word(w.itemsize, [&](auto zero) {
+    using Word = decltype(zero);
+    each(UnpackGroups<Word>{layout, static_cast<const Word*>(values), positions, w}, static_cast<cudaStream_t>(stream));
+  });
+}
+
 int64_t count_values(const BitmapTiles& tiles, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   const CountGroups groups{tiles};
@@ -43,6 +52,13 @@ void pack_bitmap(const WeightView& w, const BitmapTensors& tensors, int device, 
   const OnDevice on(device);
   by_word(w.itemsize, [&](auto zero) {
     each(PackTiles<decltype(zero)>{w, {tensors, w.n, w.k}}, static_cast<cudaStream_t>(stream));
+  });
+}
+
+void unpack_bitmap(const BitmapTensors& tensors, const WeightView& w, int device, void* stream) {
+  const OnDevice on(device);
+  by_word(w.itemsize, [&](auto zero) {
+    each(UnpackTiles<decltype(zero)>{{tensors, w.n, w.k}, w}, static_cast<cudaStream_t>(stream));
   });
 }
 

@@ -94,4 +94,24 @@ struct PackTiles {
   }
 };
 
+// The way back: a tile of the dense weight.
+template <class Word>
+struct UnpackTiles {
+  BitmapTiles from;
+  WeightView w;
+
+  AJOUR_BOTH int64_t count() const { return from.rows() * from.cols(); }
+  AJOUR_BOTH void operator()(int64_t i) const {
+    const int64_t row = i / from.cols(), col = i % from.cols();
+    const uint64_t bits = from.at(row, col);
+    const Word* value = static_cast<const Word*>(from.tensors.values) + from.begin(row, col);
+    for (int r = 0; r < TILE && row * TILE + r < w.n; ++r) {
+      for (int c = 0; c < TILE && col * TILE + c < w.k; ++c) {
+        const bool kept = bits >> (r * TILE + c) & 1;
+        w.row<Word>(row * TILE + r)[col * TILE + c] = kept ? plus_zero(*value++) : Word(0);
+      }
+    }
+  }
+};
+
 }  // namespace ajour

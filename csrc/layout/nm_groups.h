@@ -1,5 +1,5 @@
-// From a dense weight to the canonical N:M form as the work of a device's threads, thing i of count() each, so that the
-// host can do it too. nm.cpp packs row by row, which suits a CPU; a test holds the two together.
+// From a dense weight to the canonical N:M form and back as the work of a device's threads, thing i of count() each, so
+// that the host can do it too. nm.cpp packs row by row, which suits a CPU; a test holds the two together.
 #pragma once
 #include "layout/nm.h"
 #include "layout/zeros.h"
@@ -67,6 +67,32 @@ struct PackPositions {
       found |= shift < 0 ? place >> -shift : place << shift;
     }
     positions[i] = uint8_t(found);
+  }
+};
+
+// The way back: the columns of a group. Whatever the positions say, nothing outside it is touched.
+template <class Word>
+struct UnpackGroups {
+  NMLayout layout;
+  const Word* values;
+  const uint8_t* positions;
+  WeightView w;
+
+  AJOUR_BOTH int64_t count() const { return w.n * layout.groups(w.k); }
+  AJOUR_BOTH void operator()(int64_t i) const {
+    const int64_t row = i / layout.groups(w.k), group = i % layout.groups(w.k), first = group * layout.group;
+    const int bits = layout.position_bits(), columns = int(w.k - first < layout.group ? w.k - first : layout.group);
+    const uint8_t* places = positions + row * layout.position_bytes(w.k);
+    Word* to = w.row<Word>(row) + first;
+    for (int column = 0; column < columns; ++column) to[column] = 0;
+    for (int e = 0; e < layout.keep; ++e) {
+      const int64_t bit = (group * layout.keep + e) * bits;
+      const int shift = int(bit % 8);
+      uint32_t word = places[bit / 8];
+      if (shift + bits > 8) word |= uint32_t(places[bit / 8 + 1]) << 8;
+      const int place = int(word >> shift & ((1u << bits) - 1));
+      if (place < columns) to[place] = plus_zero(values[i * layout.keep + e]);
+    }
   }
 };
 

@@ -12,6 +12,7 @@ from ajour._native import HAS_CUDA, native
 from ajour.terms.errors import KernelError
 
 HOST = torch.device("cpu")  # said at every allocation that _C writes to: torch.set_default_device may say otherwise
+OLDEST_PACKED_ON = (8, 0)  # compute capability; for older cards nothing is compiled
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights
 
 
@@ -34,7 +35,7 @@ def on_host(t: Tensor) -> Tensor:
 
 def packable(t: Tensor) -> Tensor:
     """t as `packer` takes it: where it lies if this build packs there, else on the host; `on_host` says the rest."""
-    if not (t.is_cuda and HAS_CUDA):
+    if not (t.is_cuda and HAS_CUDA) or torch.cuda.get_device_capability(t.device) < OLDEST_PACKED_ON:
         return on_host(t)
     t = t.detach().contiguous()
     return t.clone() if t.data_ptr() % t.element_size() else t

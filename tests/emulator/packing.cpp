@@ -82,6 +82,10 @@ void canonical(int64_t n, int64_t k, unsigned every) {
   made.values.resize(size_t(made.count()));
   each(PackTiles<Word>{w, made.tiles()});
   expect(made == of_host<Word>(w), "a device would make another bitmap", n, k);
+  std::vector<Word> back(held.size(), 1), wanted(held.size(), 2);
+  each(UnpackTiles<Word>{made.tiles(), {back.data(), n, k, int(sizeof(Word))}});
+  unpack_bitmap(made.tiles().tensors, {wanted.data(), n, k, int(sizeof(Word))});
+  expect(back == wanted, "a device would make another weight of a bitmap", n, k);
 }
 
 template <class Word>
@@ -103,6 +107,10 @@ void canonical_nm(int64_t n, int64_t k, const NMLayout& layout) {
   pack_nm(layout, w, wanted.data(), places.data());
   expect(!refused, "a device would refuse a weight that fits", n, k);
   expect(values == wanted && positions == places, "a device would pack other values or positions", n, k);
+  std::vector<Word> back(held.size(), 1), dense(held.size(), 2);
+  each(UnpackGroups<Word>{layout, values.data(), positions.data(), {back.data(), n, k, int(sizeof(Word))}});
+  unpack_nm(layout, values.data(), positions.data(), {dense.data(), n, k, int(sizeof(Word))});
+  expect(back == dense, "a device would make another weight of its values", n, k);
   const int64_t crowd = std::min<int64_t>(k, layout.group);
   if (crowd <= layout.keep) return;
   std::fill(held.begin() + (n - 1) * k, held.begin() + (n - 1) * k + crowd, Word(1));

@@ -33,6 +33,9 @@ def test_dense_weights_become_what_they_become_on_the_host(pattern: Pattern, dty
         made = matrix_of(w.cuda(), pattern)
         assert made.device.type == "cuda"
         assert_same(made, matrix_of(w, pattern))
+        back = made.to_dense()
+        assert back.is_cuda
+        assert torch.equal(bits(back.cpu()), bits(matrix_of(w, pattern).to_dense()))
         turned = w.t().contiguous().cuda().t()  # the same weight, in columns
         assert_same(matrix_of(turned, pattern), matrix_of(w, pattern))
 

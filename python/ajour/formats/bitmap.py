@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.matrix import Sizes, SparseMatrix
-from ajour.memory import HOST, on_host, packable, packer, view
+from ajour.memory import on_host, packable, packer, view
 from ajour.terms.pattern import Pattern, Unstructured
 
 TILE = 8  # rows and columns of a tile
@@ -40,9 +40,11 @@ class BitmapMatrix(SparseMatrix):
         return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (w.shape[0], w.shape[1]))
 
     def to_dense(self) -> Tensor:
-        tensors = self._on_host()
-        w = torch.empty(self.shape, dtype=self.dtype, device=HOST)
-        native.unpack_bitmap(lend(tensors), view(w))
+        tensors = self._packable()
+        w = tensors["values"].new_empty(self.shape)
+        if w.is_cuda:
+            self.validate()  # as unpacking on the host does
+        packer("unpack_bitmap", w)(lend(tensors), view(w))
         return w.to(self.device)
 
     def validate(self) -> None:

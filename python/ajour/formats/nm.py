@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.matrix import Sizes, SparseMatrix
-from ajour.memory import HOST, packable, packer, view
+from ajour.memory import packable, packer, view
 from ajour.terms.pattern import NM, Pattern
 
 
@@ -60,9 +60,9 @@ class NMMatrix(SparseMatrix):
         return (stream << torch.arange(bits, device=self.device)).sum(-1).view(n, kept // keep, keep)
 
     def to_dense(self) -> Tensor:
-        values, positions = self._on_host().values()
-        w = torch.empty(self.shape, dtype=self.dtype, device=HOST)
-        native.unpack_nm(_layout(self.pattern), values.data_ptr(), positions.data_ptr(), view(w))
+        values, positions = self._packable().values()
+        w = values.new_empty(self.shape)
+        packer("unpack_nm", w)(_layout(self.pattern), values.data_ptr(), positions.data_ptr(), view(w))
         return w.to(self.device)
 
     def validate(self) -> None:
