@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -129,14 +130,20 @@ def _measure(asked: argparse.Namespace, console: Console) -> int:
     older = results.read(asked.against) if asked.against else None
     threads = [int(count) for count in asked.threads.split(",")]
     said: set[str] = set()
-    for name, found in SUITES[asked.verb](asked, device, threads, console):
-        rows += found
-        for row in found:
-            if row.get("reason") is None or row["reason"] not in said:  # a peer refuses every cell for one reason
-                console.print(line(name, row), highlight=False, soft_wrap=True, markup=False)
-            said.add(row.get("reason") or "")
-        for path in paths:
-            results.write(path, device, rows, asked.commit)
+    keeper, stood = results.Keeper(paths, device, rows, asked.commit), len(rows)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as `timeout` ends a suite
+    try:
+        for name, found in SUITES[asked.verb](asked, device, threads, console):
+            rows += found
+            for row in found:
+                if row.get("reason") is None or row["reason"] not in said:  # a peer refuses every cell for one reason
+                    console.print(line(name, row), highlight=False, soft_wrap=True, markup=False)
+                said.add(row.get("reason") or "")
+            keeper.write()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if len(rows) > stood:
+            keeper.write(at_once=True)
     wrong = [row for row in rows if row.get("op") != "peer" and (row.get("error_ratio") or 0) > 1]
     if asked.verb == "ops" and rows:
         console.print(summary(rows))

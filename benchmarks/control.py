@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from ajour import huge_pages
 from ajour._native import HAS_CUDA, native
+from ajour.memory import lent
 from ajour.ops import decode
 from ajour.planning.correctness import Oracle
 from ajour.planning.timing import Side
@@ -105,5 +106,5 @@ def by_slabs(entry: RowEntry, config: str, x: Tensor, packed: Tensor) -> Tensor:
     """x @ w.T: [m, n], on a GPU."""
     n, k = entry.n, entry.k
     shape = decode.shape_of(x.shape[0], n, k, SLAB, native._DENSE_SLAB_BYTES, config, x.get_device())
-    head, room = (n, k, packed.data_ptr(), shape), shape.scratch_bytes // 2
+    head, room = (n, k, lent(packed), shape), shape.scratch_bytes // 2
     return decode.launch(native._dense_decode, head, room, x, None, None, "none", entry)

@@ -88,12 +88,23 @@ card=$([ $? = 0 ] && echo yes || echo no)
 { [ "$card" = yes ] && cat "$log.card" || echo "no GPU here: nvidia-smi does not answer"; } | tee -a "$log"
 rm -f "$log.card"
 python3 - <<'PY' 2>&1 | tee -a "$log"
-import importlib.util
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
-needed = ("torch", "triton", "safetensors", "rich", "typer", "scikit_build_core", "pybind11", "pytest", "hypothesis")
-missing = [name for name in needed if importlib.util.find_spec(name) is None]
-print("python", sys.version.split()[0], "missing:", ", ".join(missing) or "nothing")
+needed = (
+    "torch", "triton", "safetensors", "rich", "typer", "scikit-build-core", "pybind11", "ninja", "cmake", "pytest",
+    "pytest-timeout", "hypothesis",
+)
+
+
+def said(name):
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"{name} MISSING"
+
+
+print("python", sys.version.split()[0] + ",", ", ".join(map(said, needed)))
 PY
 
 # for this card alone, which halves the compiler's time; isolated from no network, so with what is installed

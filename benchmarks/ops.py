@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ajour.detect import detect
 from ajour.formats.e4m3 import EXPONENTS
-from ajour.ops.prepare import prepare
+from ajour.ops.prepare import packed_form, prepare
 from ajour.planning.candidates import Candidate, Form, candidates
 from ajour.planning.device import last_level_cache
 from ajour.planning.measuring import Built, Subject, build, copies
@@ -159,23 +159,28 @@ def _built(settings: Settings, subject: Subject, case: Case, rows: Sequence[int]
 
 
 def _packing_times(w: Tensor, built: Sequence[Built], settings: Settings) -> dict[Candidate, float]:
-    """µs of packing the canonical form anew, for each candidate: the median of PACKINGS, of which the first may wait
-    for pages that a virtual machine has to ask its host for. Nothing for the largest weights.
+    """µs of packing the canonical form anew, for each candidate; those that share a packed form are timed once. The
+    median of PACKINGS, of which the first may wait for pages that a virtual machine has to ask its host for. Nothing
+    for the largest weights.
     """
     times: dict[Candidate, float] = {}
+    known: dict[tuple[Form, tuple[str, str]], float] = {}
     if settings.smoke or w.numel() > PACKED_ONCE_MORE:
         return times
     forms = dict.fromkeys(each.candidate.form for each in built)
     matrices = {form: form.op.matrix.from_dense(w, form.pattern) for form in forms}
     for candidate in (each.candidate for each in built):
-        taken = []
-        for _ in range(PACKINGS):
+        kernel = candidate.form.op.kernel(candidate.kernel)
+        packed = candidate.form, packed_form(kernel, candidate.config)
+        taken: list[float] = []
+        for _ in range(PACKINGS if packed not in known else 0):
             start = time.perf_counter()
             prepare(candidate.form.op, matrices[candidate.form], [(None, candidate.kernel, candidate.config)])
             if settings.device.type == "cuda":
                 torch.cuda.synchronize(settings.device)
             taken.append(time.perf_counter() - start)
-        times[candidate] = round(median(taken) * 1e6, 1)
+        known.setdefault(packed, round(median(taken or [0.0]) * 1e6, 1))
+        times[candidate] = known[packed]
     return times
 
 

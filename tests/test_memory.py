@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ajour.memory import on_host, why_unreadable
+from ajour import memory
+from ajour.memory import on_host, packable, packer, why_unreadable
 
 
 def test_a_plain_tensor_is_lent_without_a_copy() -> None:
@@ -46,3 +47,31 @@ def test_a_tensor_with_a_graph_is_lent_without_it() -> None:
     t = torch.randn(3, 4, requires_grad=True) * 2
     assert not on_host(t).requires_grad
     assert torch.equal(on_host(t), t.detach())
+
+
+class OnCard:
+    """What is asked of a CUDA tensor before anything is packed."""
+
+    is_cuda, device = True, torch.device("cuda:1")
+
+    def get_device(self) -> int:
+        return 1
+
+
+def test_a_weight_is_packed_where_it_lies_on_the_stream_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(memory.native, "pack_nm_cuda", lambda *given: calls.append(given), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 70 + device, raising=False)
+    packer("pack_nm", OnCard())("layout", 16)  # type: ignore[arg-type]
+    assert calls == [("layout", 16, 1, 71)]
+    assert packer("pack_nm", torch.ones(1)) is memory.native.pack_nm
+
+
+@pytest.mark.parametrize(("has_cuda", "capability"), [(False, (9, 0)), (True, (7, 5))])
+def test_without_code_for_its_card_a_weight_is_packed_on_the_host(
+    has_cuda: bool, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "HAS_CUDA", has_cuda)
+    monkeypatch.setattr(memory, "on_host", lambda t: "on the host")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert packable(OnCard()) == "on the host"  # type: ignore[arg-type, comparison-overlap]

@@ -1,6 +1,5 @@
-// The decode kernels: slabs, and the shape of a launch (without CUDA too); the products.
+// The decode kernels: what slabs are, and the shape of a launch (without CUDA too); the products.
 #include "bindings/bindings.h"
-#include "layout/bitmap.h"
 #include "layout/bitmap_slabs.h"
 #include "layout/decode_shape.h"
 #include "layout/dense_slabs.h"
@@ -9,7 +8,6 @@
 #include "layout/sm80_shape.h"
 #ifdef AJOUR_HAS_CUDA
 #include "cuda/decode.h"
-#include "cuda/nm_slabs.h"
 #include "cuda/nm_sm80.h"
 #endif
 
@@ -25,45 +23,9 @@ void bind_slabs(py::module_& m) {
       .def_readonly("columns", &NMSlabs::columns)
       .def_readonly("slab_bytes", &NMSlabs::slab_bytes)
       .def_property_readonly("bytes", &NMSlabs::bytes);
-  m.def(
-      "pack_nm_slabs",
-      [](const NMSlabs& layout, Address values, Address positions, Address slabs) {
-        pack_nm_slabs(layout, at(values), at<uint8_t>(positions), at<uint8_t>(slabs));
-      },
-      Unlocked());
-  m.def(
-      "unpack_nm_slabs",
-      [](const NMSlabs& layout, Address slabs, Address values, Address positions) {
-        unpack_nm_slabs(layout, at<uint8_t>(slabs), at(values), at<uint8_t>(positions));
-      },
-      Unlocked());
   py::class_<BitmapSlabs>(m, "BitmapSlabs")
       .def(py::init([](int64_t n, int64_t k) { return BitmapSlabs{n, k}; }))
       .def_property_readonly("count", &BitmapSlabs::count);
-  m.def(
-      "index_bitmap_slabs",
-      [](const BitmapSlabs& layout, const BitmapTensors& matrix, Address index) {
-        return index_bitmap_slabs(layout, matrix, at<int32_t>(index));
-      },
-      Unlocked());
-  m.def(
-      "pack_bitmap_slabs",
-      [](const BitmapSlabs& layout, const BitmapTensors& matrix, Address index, Address slabs) {
-        pack_bitmap_slabs(layout, matrix, at<int32_t>(index), at<uint8_t>(slabs));
-      },
-      Unlocked());
-  m.def(
-      "unpack_bitmap_slabs",
-      [](const BitmapSlabs& layout, Address slabs, Address index, const BitmapTensors& matrix) {
-        unpack_bitmap_slabs(layout, at<uint8_t>(slabs), at<int32_t>(index), matrix);
-      },
-      Unlocked());
-  m.def(
-      "count_bitmap_slabs",
-      [](const BitmapSlabs& layout, Address slabs, Address index) {
-        return count_bitmap_slabs(layout, at<uint8_t>(slabs), at<int32_t>(index));
-      },
-      Unlocked());
   py::class_<Stripes>(m, "Stripes")
       .def(py::init(&Stripes::cut))
       .def_readonly("count", &Stripes::stripes)
@@ -96,30 +58,6 @@ void bind_gap_rows(py::module_& m) {
       .def_readonly("spans", &GapRows::spans)
       .def_readonly("width", &GapRows::width)
       .def_property_readonly("groups", &GapRows::groups);
-  m.def(
-      "index_gap_rows",
-      [](const GapRows& layout, const BitmapRows& rows, Address order, Address index) {
-        index_gap_rows(layout, rows, at<int32_t>(order), at<int32_t>(index));
-      },
-      Unlocked());
-  m.def(
-      "pack_gap_rows",
-      [](const GapRows& layout, const BitmapRows& rows, Address order, Address index, Address data) {
-        pack_gap_rows(layout, rows, at<int32_t>(order), at<int32_t>(index), at<uint8_t>(data));
-      },
-      Unlocked());
-  m.def(
-      "count_gap_rows",
-      [](const GapRows& layout, Address data, Address index) {
-        return count_gap_rows(layout, at<uint8_t>(data), at<int32_t>(index));
-      },
-      Unlocked());
-  m.def(
-      "unpack_gap_rows",
-      [](const GapRows& layout, Address data, Address order, Address index, const BitmapRows& rows) {
-        unpack_gap_rows(layout, at<uint8_t>(data), at<int32_t>(order), at<int32_t>(index), rows);
-      },
-      Unlocked());
   py::class_<GapShape>(m, "GapShape")
       .def(py::init(&gap_shape))
       .def_readonly("tokens", &GapShape::tokens)
@@ -147,35 +85,24 @@ void bind_sm80_shape(py::module_& m) {
 #ifdef AJOUR_HAS_CUDA
 void bind_sm80(py::module_& m) {
   m.def("nm_sm80",
-        [](const Sm80Shape& shape, Address slabs, int n, int k, Address x, int64_t x_stride, int rows, Address bias,
+        [](const Sm80Shape& shape, const Lent& slabs, int n, int k, Address x, int64_t x_stride, int rows, Address bias,
            Address residual, Address y, Address scratch, bool bfloat16, int activation, int device, Address stream) {
           const bool whole_chunks = n % 8 == 0 && y % 16 == 0;
-          cuda::nm_sm80({at<uint8_t>(slabs), at<uint16_t>(x), x_stride, at<uint16_t>(bias), at<uint16_t>(residual),
-                         at<uint16_t>(y), whole_chunks, at<uint8_t>(scratch), nullptr, rows, n, k, activation, shape},
+          cuda::nm_sm80({at<uint8_t>("slabs", slabs, nm_slabs(n, k, 2, 4).bytes()), at<uint16_t>(x), x_stride,
+                         at<uint16_t>(bias), at<uint16_t>(residual), at<uint16_t>(y), whole_chunks,
+                         at<uint8_t>(scratch), nullptr, rows, n, k, activation, shape},
                         bfloat16, device, at(stream));
-        });
-}
-
-// Packing where the weight lies.
-void bind_device_slabs(py::module_& m) {
-  m.def("pack_nm_slabs_cuda",
-        [](const NMSlabs& layout, Address values, Address positions, Address slabs, int device, Address stream) {
-          cuda::pack_nm_slabs(layout, at(values), at<uint8_t>(positions), at<uint8_t>(slabs), device, at(stream));
-        });
-  m.def("unpack_nm_slabs_cuda",
-        [](const NMSlabs& layout, Address slabs, Address values, Address positions, int device, Address stream) {
-          cuda::unpack_nm_slabs(layout, at<uint8_t>(slabs), at(values), at<uint8_t>(positions), device, at(stream));
         });
 }
 
 // The decode kernels; the last arguments are what ajour.ops.decode_call gives.
 void bind_products(py::module_& m) {
   m.def("device_limits", &cuda::device_limits);
-  const auto call = [](const DecodeShape& shape, Address slabs, Address index, int n, int k, Address x,
+  const auto call = [](const DecodeShape& shape, uint8_t* slabs, int32_t* index, int n, int k, Address x,
                        int64_t x_stride, int rows, Address bias, Address residual, Address y, Address scratch,
                        int activation) {
-    return cuda::DecodeCall{at<uint8_t>(slabs),
-                            at<int32_t>(index),
+    return cuda::DecodeCall{slabs,
+                            index,
                             at<uint16_t>(x),
                             x_stride,
                             x % 16 == 0 && (rows == 1 || x_stride % 8 == 0),
@@ -191,37 +118,45 @@ void bind_products(py::module_& m) {
                             shape};
   };
   const auto nm = [call](auto product) {
-    return [call, product](const NMSlabs& layout, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride,
-                           int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
-                           int activation, int device, Address stream) {
+    return [call, product](const NMSlabs& layout, const Lent& slabs, const DecodeShape& shape, Address x,
+                           int64_t x_stride, int rows, Address bias, Address residual, Address y, Address scratch,
+                           bool bfloat16, int activation, int device, Address stream) {
       product(layout,
-              call(shape, slabs, 0, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y, scratch,
-                   activation),
+              call(shape, at<uint8_t>("slabs", slabs, layout.bytes()), nullptr, int(layout.n), int(layout.k), x,
+                   x_stride, rows, bias, residual, y, scratch, activation),
               bfloat16, device, at(stream));
     };
   };
   m.def("nm_decode", nm(cuda::nm_decode));
   m.def("lanes_decode", nm(cuda::lanes_decode));
-  m.def("bitmap_decode", [call](const BitmapSlabs& layout, Address slabs, Address index, const DecodeShape& shape,
-                                Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y,
-                                Address scratch, bool bfloat16, int activation, int device, Address stream) {
-    cuda::bitmap_decode(call(shape, slabs, index, int(layout.n), int(layout.k), x, x_stride, rows, bias, residual, y,
-                             scratch, activation),
-                        bfloat16, device, at(stream));
-  });
-  m.def("_dense_decode", [call](int n, int k, Address slabs, const DecodeShape& shape, Address x, int64_t x_stride,
+  m.def("bitmap_decode",
+        [call](const BitmapSlabs& layout, const Lent& slabs, const Lent& index, const DecodeShape& shape, Address x,
+               int64_t x_stride, int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
+               int activation, int device, Address stream) {
+          const int64_t places = layout.count() + 1;  // how many values stand between them is known to the device alone
+          cuda::bitmap_decode(call(shape, at<uint8_t>("slabs", slabs, places * BitmapSlabs::kBitBytes),
+                                   at<int32_t>("index", index, (places + 1) * 4), int(layout.n), int(layout.k), x,
+                                   x_stride, rows, bias, residual, y, scratch, activation),
+                              bfloat16, device, at(stream));
+        });
+  m.def("_dense_decode", [call](int n, int k, const Lent& slabs, const DecodeShape& shape, Address x, int64_t x_stride,
                                 int rows, Address bias, Address residual, Address y, Address scratch, bool bfloat16,
                                 int activation, int device, Address stream) {
-    cuda::dense_decode(call(shape, slabs, 0, n, k, x, x_stride, rows, bias, residual, y, scratch, activation), bfloat16,
-                       device, at(stream));
+    cuda::dense_decode(call(shape, at<uint8_t>("slabs", slabs, DenseSlabs::bytes(n, k)), nullptr, n, k, x, x_stride,
+                            rows, bias, residual, y, scratch, activation),
+                       bfloat16, device, at(stream));
   });
-  m.def("gap_decode", [call](const GapRows& layout, Address data, Address index, Address order, const GapShape& shape,
-                             Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y,
-                             Address scratch, bool bfloat16, int activation, int device, Address stream) {
-    const cuda::DecodeCall given =
-        call({}, data, index, layout.n, layout.k, x, x_stride, rows, bias, residual, y, scratch, activation);
-    cuda::gap_decode(layout, at<int32_t>(order), shape, given, bfloat16, device, at(stream));
-  });
+  m.def("gap_decode",
+        [call](const GapRows& layout, const Lent& data, const Lent& index, const Lent& order, const GapShape& shape,
+               Address x, int64_t x_stride, int rows, Address bias, Address residual, Address y, Address scratch,
+               bool bfloat16, int activation, int device, Address stream) {
+          const int64_t groups = int64_t(layout.spans) * layout.groups();  // their values as above
+          const cuda::DecodeCall given =
+              call({}, at<uint8_t>("gap rows", data, groups * kGapUnit), at<int32_t>("index", index, (groups + 1) * 4),
+                   layout.n, layout.k, x, x_stride, rows, bias, residual, y, scratch, activation);
+          cuda::gap_decode(layout, at<int32_t>("order", order, int64_t(layout.groups()) * kGapRows * 4), shape, given,
+                           bfloat16, device, at(stream));
+        });
 }
 #endif
 
@@ -233,7 +168,6 @@ void bind_decode(py::module_& m) {
   bind_sm80_shape(m);
 #ifdef AJOUR_HAS_CUDA
   bind_sm80(m);
-  bind_device_slabs(m);
   bind_products(m);
 #endif
 }

@@ -43,6 +43,7 @@ PYBIND11_MODULE(_C, m) {
   bind_training(m);
   bind_projection(m);
   bind_decode(m);
+  bind_packing(m);
   bind_sm90(m);
   bind_torch_ops(m);
 

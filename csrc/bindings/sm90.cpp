@@ -34,6 +34,12 @@ void bind_metadata(py::module_& m) {
 }
 
 #ifdef AJOUR_HAS_CUDA
+int64_t metadata_bytes(const cuda::Sm90Call& call) {
+  if (call.kernel->bytes == 2) return Sm90Metadata{call.n, call.k}.bytes();
+  constexpr int64_t kColumns = Sm90Metadata::kScaledColumns;
+  return Sm90Metadata::padded(call.n) * ceil_div(call.k, kColumns) * (kColumns / 8);
+}
+
 void bind_products(py::module_& m) {
   m.def("pack_sm90_metadata_cuda",
         [](const Sm90Metadata& layout, Address positions, Address metadata, int device, Address stream) {
@@ -59,10 +65,13 @@ void bind_products(py::module_& m) {
         return call;
       }))
       .def_property_readonly("scratch_bytes", [](const Sm90Call& call) { return call.kernel->scratch_bytes(call); });
-  m.def("sm90_linear", [](Sm90Call call, Address values, Address metadata, Address w_scales, Address x,
+  m.def("sm90_linear", [](Sm90Call call, const Lent& values, const Lent& metadata, const Lent& w_scales, Address x,
                           int64_t x_stride, Address x_scales, Address bias, Address residual, Address y,
                           Address scratch, int activation, int device, Address stream) {
-    call.values = at(values), call.metadata = at<uint8_t>(metadata), call.w_scales = at<float>(w_scales);
+    const bool scaled = call.kernel->bytes == 1;
+    call.values = at<void>("values", values, int64_t(call.n) * (call.k / 2) * call.kernel->bytes);
+    call.metadata = at<uint8_t>("positions", metadata, metadata_bytes(call));
+    call.w_scales = at<float>("scales", w_scales, scaled ? int64_t(call.n) * 4 : 0);
     call.x = at(x), call.x_stride = x_stride, call.x_scales = at<float>(x_scales);
     call.bias = at(bias), call.residual = at(residual);
     call.y = at(y), call.scratch = at<uint8_t>(scratch), call.activation = activation;

@@ -12,7 +12,7 @@ struct Sm80Call {
   const uint16_t* bias;      // or null
   const uint16_t* residual;  // or null
   uint16_t* y;
-  bool whole_chunks;  // y is aligned to 16 bytes, and n is a multiple of 8
+  bool whole_chunks;   // y is aligned to 16 bytes, and n is a multiple of 8
   uint8_t* scratch;    // shape.scratch_bytes: the parts of shared tiles
   unsigned* counters;  // of their arrivals (counters.h); the launch takes them itself
   int m, n, k;

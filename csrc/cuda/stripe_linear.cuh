@@ -227,8 +227,8 @@ class StripeLinear {
   }
 
   // The compiler takes four parts at once, as their places are apart by a constant: their loads from L2 wait together.
-  // Up to 8 rows that is 25 registers more than one at a time would need (114 instead of 89 for 2:4, sm_90a): four blocks
-  // fit a multiprocessor instead of five, and configurations ask for three at most.
+  // Up to 8 rows that is 25 registers more than one at a time would need (114 instead of 89 for 2:4, sm_90a): four
+  // blocks fit a multiprocessor instead of five, and configurations ask for three at most.
   __device__ __forceinline__ void add_stripes() {
     sum_.clear();
     const int last = call_.shape.stripes.last_holder(tile_);

@@ -33,6 +33,17 @@ int64_t each_value(const uint64_t* bitmaps, int64_t tile_cols, int64_t i, int64_
 
 }  // namespace
 
+int64_t sum_offsets(int32_t* offsets, int64_t groups) {
+  offsets[0] = 0;
+  int64_t total = 0;
+  for (int64_t group = 1; group <= groups; ++group) {
+    total += offsets[group];
+    offsets[group] = int32_t(total);
+  }
+  if (total > INT32_MAX) refuse<PatternError>("a BitmapMatrix has at most ", INT32_MAX, " non-zeros, found ", total);
+  return total;
+}
+
 int64_t find_nonzeros(const WeightView& w, uint64_t* bitmaps, int32_t* offsets) {
   const int64_t tile_rows = tiles_of(w.n), tile_cols = tiles_of(w.k), groups = tile_groups_of(w.k);
   by_word(w.itemsize, [&](auto zero) {
@@ -56,14 +67,7 @@ int64_t find_nonzeros(const WeightView& w, uint64_t* bitmaps, int32_t* offsets) 
       }
     });
   });
-  offsets[0] = 0;
-  int64_t total = 0;
-  for (int64_t group = 1; group <= tile_rows * groups; ++group) {
-    total += offsets[group];
-    offsets[group] = int32_t(total);
-  }
-  if (total > INT32_MAX) refuse<PatternError>("a BitmapMatrix has at most ", INT32_MAX, " non-zeros, found ", total);
-  return total;
+  return sum_offsets(offsets, tile_rows * groups);
 }
 
 void pack_bitmap(const WeightView& w, const BitmapTensors& t) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "memory/both.h"
 #include "memory/views.h"
 
 namespace ajour {
@@ -10,8 +11,8 @@ namespace ajour {
 constexpr int TILE = 8;         // rows and columns of a tile; element (r, c) is bit 8 * r + c
 constexpr int GROUP_TILES = 8;  // neighbouring tiles of a tile row that share an offset
 
-constexpr int64_t tiles_of(int64_t size) { return (size + TILE - 1) / TILE; }
-constexpr int64_t tile_groups_of(int64_t k) { return (tiles_of(k) + GROUP_TILES - 1) / GROUP_TILES; }
+AJOUR_BOTH constexpr int64_t tiles_of(int64_t size) { return (size + TILE - 1) / TILE; }
+AJOUR_BOTH constexpr int64_t tile_groups_of(int64_t k) { return (tiles_of(k) + GROUP_TILES - 1) / GROUP_TILES; }
 
 struct BitmapTensors {
   void* values;       // [nonzeros] words
@@ -19,6 +20,10 @@ struct BitmapTensors {
   int32_t* offsets;   // [tile_rows * tile_groups + 1]
   int64_t nonzeros;
 };
+
+// From how many values each group has, in offsets[1..], to where it begins; returns their sum. Throws PatternError if
+// an offset can't count them.
+int64_t sum_offsets(int32_t* offsets, int64_t groups);
 
 // Fills bitmaps and offsets from `w`; returns the non-zeros. Throws PatternError if an offset can't count them.
 int64_t find_nonzeros(const WeightView& w, uint64_t* bitmaps, int32_t* offsets);

@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "layout/bitmap_slab_words.h"
 #include "layout/zeros.h"
 #include "memory/parallel.h"
 
 namespace ajour {
 namespace {
 
-constexpr int kTiles = 8;  // of a side of a slab
+constexpr int kTiles = BitmapSlabs::kTiles;
 
 // The 8x8 canonical tiles that a slab covers; those beyond the weight are empty.
 struct SlabTiles {
@@ -25,10 +26,6 @@ struct SlabTiles {
   int64_t stride;
   uint64_t* first;
 };
-
-// Tile (row, col) of a slab is register row % 2 + col % 2 * 2 of fragment row / 2 in step col / 2: lane l's are its
-// bits 2 l and 2 l + 1.
-int shift_of(int row, int col) { return row / 2 * 8 + (row % 2 + col % 2 * 2) * 2; }
 
 int64_t offset_at(const BitmapSlabs& s, const BitmapTensors& matrix, int64_t panel, int row, int64_t slab) {
   return matrix.offsets[(panel * kTiles + row) * tile_groups_of(s.k) + slab];
@@ -55,7 +52,7 @@ void each_value(const BitmapSlabs& s, const BitmapTensors& matrix, int64_t panel
       uint32_t word = 0;
       for (int row = 0; row < kTiles; ++row) {
         for (int c = 0; c < 2; ++c) {
-          word |= uint32_t(bits[row][2 * step + c] >> 2 * lane & 3) << shift_of(row, 2 * step + c);
+          word |= uint32_t(bits[row][2 * step + c] >> 2 * lane & 3) << BitmapSlabs::bit_of(row, 2 * step + c);
         }
       }
       for (; word; word &= word - 1) {
@@ -75,15 +72,9 @@ void each_slab(const BitmapSlabs& s, const Visit& visit) {
   });
 }
 
-uint32_t word_at(const uint8_t* slab, int lane, int step) {
-  uint32_t word;
-  std::memcpy(&word, slab + (lane * BitmapSlabs::kSteps + step) * 4, 4);
-  return word;
-}
-
 }  // namespace
 
-int64_t index_bitmap_slabs(const BitmapSlabs& s, const BitmapTensors& matrix, int32_t* index) {
+int64_t index_bitmap_slabs(const BitmapSlabs& s, const int32_t* offsets, int32_t* index) {
   int64_t end = 0, largest = BitmapSlabs::kBitBytes;
   for (int64_t panel = 0; panel < s.panels(); ++panel) {
     const int rows = int(std::min<int64_t>(kTiles, tiles_of(s.n) - panel * kTiles));
@@ -91,7 +82,7 @@ int64_t index_bitmap_slabs(const BitmapSlabs& s, const BitmapTensors& matrix, in
       int64_t values = 0;
       for (int row = 0; row < rows; ++row) {
         const int64_t at = (panel * kTiles + row) * tile_groups_of(s.k) + slab;
-        values += matrix.offsets[at + 1] - matrix.offsets[at];
+        values += offsets[at + 1] - offsets[at];
       }
       const int64_t bytes = BitmapSlabs::kBitBytes + ceil_div(2 * values, kSlabAlign) * kSlabAlign;
       index[panel * s.slabs() + slab] = int32_t(end);
@@ -116,7 +107,7 @@ void pack_bitmap_slabs(const BitmapSlabs& s, const BitmapTensors& matrix, const 
       for (int col = 0; col < kTiles; ++col) {
         if (const uint64_t* tile = tiles.at(row, col)) {
           for (int lane = 0; lane < kWarp; ++lane) {
-            words[lane][col / 2] |= uint32_t(*tile >> 2 * lane & 3) << shift_of(row, col);
+            words[lane][col / 2] |= uint32_t(*tile >> 2 * lane & 3) << BitmapSlabs::bit_of(row, col);
           }
         }
       }
@@ -130,44 +121,32 @@ void pack_bitmap_slabs(const BitmapSlabs& s, const BitmapTensors& matrix, const 
   std::memset(slabs + int64_t(index[s.count()]) * kSlabAlign, 0, BitmapSlabs::kBitBytes);
 }
 
-void unpack_bitmap_slabs(const BitmapSlabs& s, const uint8_t* slabs, const int32_t* index,
-                         const BitmapTensors& matrix) {
+int64_t find_bitmap_slabs(const BitmapSlabs& s, const uint8_t* slabs, const int32_t* index,
+                          const BitmapTensors& matrix) {
   const int64_t groups = tile_groups_of(s.k);
   each_slab(s, [&](int64_t panel, int64_t slab, int64_t i) {
-    const uint8_t* in = slabs + int64_t(index[i]) * kSlabAlign;
+    const auto* words = reinterpret_cast<const uint32_t*>(slabs + int64_t(index[i]) * kSlabAlign);
     const SlabTiles tiles(s, matrix, panel, slab);
     for (int row = 0; row < tiles.rows; ++row) {
       int count = 0;
       for (int col = 0; col < tiles.cols; ++col) {
-        uint64_t tile = 0;
-        for (int lane = 0; lane < kWarp; ++lane) {
-          tile |= uint64_t(word_at(in, lane, col / 2) >> shift_of(row, col) & 3) << 2 * lane;
-        }
-        *tiles.at(row, col) = tile;
-        count += count_bits(tile);
+        *tiles.at(row, col) = bitmap_slab_tile(words, row, col);
+        count += count_bits(*tiles.at(row, col));
       }
       matrix.offsets[(panel * kTiles + row) * groups + slab + 1] = count;
     }
   });
-  matrix.offsets[0] = 0;
-  for (int64_t i = 0; i < tiles_of(s.n) * groups; ++i) matrix.offsets[i + 1] += matrix.offsets[i];
+  return sum_offsets(matrix.offsets, tiles_of(s.n) * groups);
+}
+
+void unpack_bitmap_slabs(const BitmapSlabs& s, const uint8_t* slabs, const int32_t* index,
+                         const BitmapTensors& matrix) {
   each_slab(s, [&](int64_t panel, int64_t slab, int64_t i) {
     const uint8_t* values = slabs + int64_t(index[i]) * kSlabAlign + BitmapSlabs::kBitBytes;
     uint16_t* to = static_cast<uint16_t*>(matrix.values);
     each_value(s, matrix, panel, slab,
                [&](int64_t canonical, int64_t place) { std::memcpy(to + canonical, values + 2 * place, 2); });
   });
-}
-
-int64_t count_bitmap_slabs(const BitmapSlabs& s, const uint8_t* slabs, const int32_t* index) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < s.count(); ++i) {
-    const uint8_t* in = slabs + int64_t(index[i]) * kSlabAlign;
-    for (int lane = 0; lane < kWarp; ++lane) {
-      for (int step = 0; step < BitmapSlabs::kSteps; ++step) count += count_bits(word_at(in, lane, step));
-    }
-  }
-  return count;
 }
 
 }  // namespace ajour

@@ -16,7 +16,12 @@ struct BitmapSlabs {
   static constexpr int kColumns = 64;
   static constexpr int kSteps = 4;  // of 16 columns
   static constexpr int kBitBytes = kWarp * kSteps * 4;
+  static constexpr int kTiles = 8;  // of 8x8, of a side of a slab
   int64_t n, k;
+
+  // Where in a lane's word its two bits of a tile stand: register row % 2 + col % 2 * 2 of fragment row / 2, in the
+  // word of step col / 2. They are bits 2 l and 2 l + 1 of the tile for lane l.
+  AJOUR_BOTH static constexpr int bit_of(int row, int col) { return row / 2 * 8 + (row % 2 + col % 2 * 2) * 2; }
 
   AJOUR_BOTH int64_t panels() const { return ceil_div(n, kSlabRows); }
   AJOUR_BOTH int64_t slabs() const { return ceil_div(k, kColumns); }  // of a panel
@@ -33,15 +38,16 @@ AJOUR_BOTH uint32_t running_counts(uint32_t word) {
 
 // Fills index [count + 2] from the canonical offsets; returns the bytes of the largest slab. Throws KernelError if the
 // index can't count them.
-int64_t index_bitmap_slabs(const BitmapSlabs& layout, const BitmapTensors& matrix, int32_t* index);
+int64_t index_bitmap_slabs(const BitmapSlabs& layout, const int32_t* offsets, int32_t* index);
 
-// From and to canonical tensors with 16-bit values (layout/bitmap.h), where `index` is index_bitmap_slabs'; on torch's
-// threads. Unpacking fills bitmaps, offsets and values.
+// From canonical tensors with 16-bit values (layout/bitmap.h), where `index` is index_bitmap_slabs'; on torch's
+// threads, as what follows.
 void pack_bitmap_slabs(const BitmapSlabs& layout, const BitmapTensors& matrix, const int32_t* index, uint8_t* slabs);
+
+// The inverse, first bitmaps and offsets, which gives the number of values; then these.
+int64_t find_bitmap_slabs(const BitmapSlabs& layout, const uint8_t* slabs, const int32_t* index,
+                          const BitmapTensors& matrix);
 void unpack_bitmap_slabs(const BitmapSlabs& layout, const uint8_t* slabs, const int32_t* index,
                          const BitmapTensors& matrix);
-
-// How many bits of all slabs are set.
-int64_t count_bitmap_slabs(const BitmapSlabs& layout, const uint8_t* slabs, const int32_t* index);
 
 }  // namespace ajour

@@ -14,6 +14,9 @@ struct DenseSlabs {
   static constexpr int kSteps = 4;  // of 16 columns
   static constexpr int kSlabBytes = kSlabRows * kColumns * 2;
 
+  static int64_t bytes(int64_t n, int64_t k) {
+    return (ceil_div(n, kSlabRows) * ceil_div(k, kColumns) + 1) * kSlabBytes;
+  }
   AJOUR_BOTH static int fragment_at(int step, int fragment, int lane) {
     return ((step * kFragments + fragment) * kWarp + lane) * 16;
   }

@@ -12,7 +12,7 @@
 // that slot. A gap of 255 is a step towards a farther value and has none of its own; neither has a gap of 0, unless it
 // follows a 255. What has no value has +0.0. An index tells where groups begin, in units of 64 bytes, span by span.
 #pragma once
-#include "layout/bitmap_rows.h"
+#include "layout/bitmap.h"
 #include "layout/decode_shape.h"
 
 namespace ajour {
@@ -43,18 +43,22 @@ struct GapRows {
 // How many spans follows from the size alone. Throws KernelError for a side beyond 32 bits.
 GapRows gap_rows(int64_t n, int64_t k);
 
-// Fills order [4 groups] with the rows, those with most values first, -1 where there is none, and index [spans * groups
-// + 1]. Throws KernelError if the index can't count them.
-void index_gap_rows(const GapRows& layout, const BitmapRows& rows, int32_t* order, int32_t* index);
-
-// With 16-bit values, on torch's threads; `order` and `index` are index_gap_rows'.
-void pack_gap_rows(const GapRows& layout, const BitmapRows& rows, const int32_t* order, const int32_t* index,
+// Packing a canonical weight with 16-bit values, step by step, on torch's threads: the values of each row, counts [n];
+// the rows, those with most values first and -1 where there is none, order [4 groups]; the steps that each row needs in
+// each span, steps [spans, 4 groups]; where groups begin, index [spans * groups + 1]; and the rows themselves, into
+// zeros. Throws KernelError if the index can't count them.
+void count_gap_rows(const GapRows& layout, const BitmapTensors& matrix, int32_t* counts);
+void order_gap_rows(const GapRows& layout, const int32_t* counts, int32_t* order);
+void measure_gap_rows(const GapRows& layout, const BitmapTensors& matrix, const int32_t* order, int32_t* steps);
+void index_gap_rows(const GapRows& layout, const int32_t* steps, int32_t* index);
+void pack_gap_rows(const GapRows& layout, const BitmapTensors& matrix, const int32_t* order, const int32_t* index,
                    uint8_t* data);
 
-// How many values there are, by decoding them; and the inverse, which fills all of `rows`.
-int64_t count_gap_rows(const GapRows& layout, const uint8_t* data, const int32_t* index);
+// The inverse, first offsets and bitmaps, which are zeros before; that gives the number of values. Then these.
+int64_t find_gap_rows(const GapRows& layout, const uint8_t* data, const int32_t* order, const int32_t* index,
+                      const BitmapTensors& matrix);
 void unpack_gap_rows(const GapRows& layout, const uint8_t* data, const int32_t* order, const int32_t* index,
-                     const BitmapRows& rows);
+                     const BitmapTensors& matrix);
 
 // How the kernel is laid over a device: `blocks` blocks take every `blocks`th eight groups of each span.
 struct GapShape {

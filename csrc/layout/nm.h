@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "memory/both.h"
 #include "memory/views.h"
 
 namespace ajour {
@@ -11,14 +12,14 @@ namespace ajour {
 struct NMLayout {
   int keep, group;
 
-  constexpr int position_bits() const {
+  AJOUR_BOTH constexpr int position_bits() const {
     int bits = 0;
     while (1 << bits < group) ++bits;
     return bits;
   }
-  constexpr int64_t groups(int64_t k) const { return (k + group - 1) / group; }
-  constexpr int64_t kept(int64_t k) const { return groups(k) * keep; }
-  constexpr int64_t position_bytes(int64_t k) const { return (kept(k) * position_bits() + 7) / 8; }
+  AJOUR_BOTH constexpr int64_t groups(int64_t k) const { return (k + group - 1) / group; }
+  AJOUR_BOTH constexpr int64_t kept(int64_t k) const { return groups(k) * keep; }
+  AJOUR_BOTH constexpr int64_t position_bytes(int64_t k) const { return (kept(k) * position_bits() + 7) / 8; }
 };
 
 // values: [n, kept(k)] words, positions: [n, position_bytes(k)].

@@ -7,11 +7,7 @@
 #pragma once
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define AJOUR_BOTH __host__ __device__ __forceinline__
-#else
-#define AJOUR_BOTH inline
-#endif
+#include "memory/both.h"
 
 namespace ajour {
 

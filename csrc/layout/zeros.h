@@ -4,24 +4,25 @@
 #include <cstdint>
 #include <cstring>
 
+#include "memory/both.h"
 #include "memory/views.h"
 
 namespace ajour {
 
 // -0.0 is a zero, and the only other bits that are.
 template <class Word>
-constexpr bool is_zero(Word word) {
+AJOUR_BOTH constexpr bool is_zero(Word word) {
   return Word(word << 1) == 0;
 }
 
 // Zeros become +0.0; everything else stays as it is, bit for bit.
 template <class Word>
-constexpr Word plus_zero(Word word) {
+AJOUR_BOTH constexpr Word plus_zero(Word word) {
   return is_zero(word) ? Word(0) : word;
 }
 
 // Without the popcnt instruction, which plain x86-64 lacks, the builtin is a call that is three times as slow.
-constexpr int count_bits(uint64_t bits) {
+AJOUR_BOTH constexpr int count_bits(uint64_t bits) {
   bits -= bits >> 1 & 0x5555555555555555u;
   bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
   bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fu;

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "memory/both.h"
 #include "memory/check.h"
 
 namespace ajour {
@@ -16,7 +17,7 @@ struct WeightView {
   int itemsize;
 
   template <class Word>
-  Word* row(int64_t i) const {
+  AJOUR_BOTH Word* row(int64_t i) const {
     return static_cast<Word*>(data) + i * k;
   }
 };

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ajour._native import native
+from ajour._native import HAS_CUDA, native
+from ajour.terms.errors import KernelError
 
 HOST = torch.device("cpu")  # said at every allocation that _C writes to: torch.set_default_device may say otherwise
+OLDEST_PACKED_ON = (8, 0)  # compute capability; for older cards nothing is compiled
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights
 
 
@@ -28,6 +31,29 @@ def on_host(t: Tensor) -> Tensor:
     """t itself where it can be: on the CPU, contiguous, aligned to its elements, without a graph; else a copy."""
     t = t.detach().cpu().contiguous()
     return t.clone() if t.data_ptr() % t.element_size() else t
+
+
+def packable(t: Tensor) -> Tensor:
+    """t as `packer` takes it: where it lies if this build packs there, else on the host; `on_host` says the rest."""
+    if not (t.is_cuda and HAS_CUDA) or torch.cuda.get_device_capability(t.device) < OLDEST_PACKED_ON:
+        return on_host(t)
+    t = t.detach().contiguous()
+    return t.clone() if t.data_ptr() % t.element_size() else t
+
+
+def packer(name: str, t: Tensor) -> Callable[..., Any]:
+    """The compiled function of that name for where t lies; on a GPU it works on the current stream."""
+    if not t.is_cuda:
+        return getattr(native, name)  # type: ignore[no-any-return]
+    launch, device = getattr(native, f"{name}_cuda"), t.get_device()
+    return lambda *arguments: launch(*arguments, device, stream_of(device))
+
+
+def lent(packed: Tensor) -> tuple[int, int]:
+    """Where a packed tensor lies, and its bytes: the compiled part refuses fewer than it will read."""
+    if not packed.is_contiguous():
+        raise KernelError(f"packed tensors are contiguous, found {tuple(packed.shape)} with strides {packed.stride()}")
+    return packed.data_ptr(), packed.nbytes
 
 
 def stream_of(device: int) -> int:

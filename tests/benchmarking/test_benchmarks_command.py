@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import __main__ as command
 from benchmarks import models, results
 from benchmarks.cases import smoke_cases
 from benchmarks.ops import cell_of
@@ -50,6 +53,44 @@ def test_continue_measures_only_the_cells_that_are_missing(clock: None, tmp_path
     found = json.loads(path.read_text())["rows"]
     assert found[: len(kept)] == kept, "what was there stays"
     assert {cell_of(each) for each in found[len(kept) :]} == {cell_of(cell)}
+
+
+def killed() -> None:
+    """As `timeout` does it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def broken() -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("ended", [killed, broken])
+def test_what_was_measured_is_written_whatever_ends_the_suite(
+    ended: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rows that come fast are not written each time, and none of them is lost."""
+
+    def suite(*asked: object) -> Iterator[tuple[str, list[dict[str, object]]]]:
+        for m in range(50):
+            yield f"cell {m}", [row(m=m)]
+        ended()
+
+    written: list[int] = []
+    write = results.write
+
+    def counted(path: Path, device: torch.device, rows: Sequence[dict[str, Any]], sha: str) -> None:
+        written.append(len(rows))
+        write(path, device, rows, sha)
+
+    monkeypatch.setitem(command.SUITES, "ops", suite)
+    monkeypatch.setattr(results, "write", counted)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises((SystemExit, ZeroDivisionError)):
+        command.main(["ops", "--json", str(tmp_path / "ops.json")])
+    assert [row["m"] for row in results.read(tmp_path / "ops.json")["rows"]] == list(range(50))
+    assert written[-1] == 50
+    assert len(written) < 50
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_continue_mixes_no_devices(clock: None, tmp_path: Path) -> None:

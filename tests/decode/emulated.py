@@ -21,7 +21,7 @@ from ajour.terms.problem import ACTIVATIONS
 from emulation import FLAGS, PARALLEL, ROOT, flat, run
 from emulation import build as build_program
 
-LAYOUTS = ("layout/decode_shape.cpp", "layout/gap_rows.cpp", "layout/nm_slabs.cpp", *PARALLEL)
+LAYOUTS = ("layout/decode_shape.cpp", "layout/bitmap.cpp", "layout/gap_rows.cpp", "layout/nm_slabs.cpp", *PARALLEL)
 KINDS = ("nm", "bitmap", "lanes", "gaps", "dense")  # as in tests/emulator/decode.cpp
 
 

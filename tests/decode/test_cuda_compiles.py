@@ -17,6 +17,8 @@ DECODERS = {
 }  # fmt: skip
 ON_CUDA_CORES = ("SparseLanes", "gap_linear")
 DECODE = "stripe_linear|gap_linear"
+PACKING = "do_each|NMSlabs"
+WORK = ("PackGroups", "PackTiles", "PackBitmapSlabs", "PackGapRows", "UnpackTiles", "UnpackGapRows")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,16 @@ def test_every_kernel_is_there_for_both_architectures() -> None:
 
 def test_no_kernel_spills() -> None:
     for key, said in kernels("-res-usage", DECODE).items():
+        assert "STACK:0 " in said, f"{key}: {said.strip()}"
+        assert "LOCAL:0 " in said, f"{key}: {said.strip()}"
+
+
+def test_packing_keeps_everything_in_registers() -> None:
+    found = kernels("-res-usage", PACKING)
+    for arch in ARCHITECTURES:
+        names = " ".join(name for at, name in found if at == arch)
+        assert all(work in names for work in WORK), f"{arch}: {names}"
+    for key, said in found.items():
         assert "STACK:0 " in said, f"{key}: {said.strip()}"
         assert "LOCAL:0 " in said, f"{key}: {said.strip()}"
 

@@ -79,10 +79,10 @@ def test_a_call_hands_over_addresses_and_builds_nothing_anew(
     ys = [run(x, packed, bias, residual, "silu", entry) for _ in range(2)]
     first, again = product.calls
     at = first.index(x.data_ptr())
-    head = [each for each in first[:at] if not isinstance(each, int)]
+    head = [each for each in first[:at] if not isinstance(each, (int, tuple))]
     assert len(head) == 2, "the layout and the shape"
-    assert all(a is b for a, b in zip(head, (e for e in again[:at] if not isinstance(e, int)), strict=True))
-    assert packed[0].data_ptr() in first[:at]
+    assert all(a is b for a, b in zip(head, (e for e in again[:at] if not isinstance(e, (int, tuple))), strict=True))
+    assert (packed[0].data_ptr(), packed[0].nbytes) in first[:at]
     assert first[at + 1 : at + 3] == (704, 3)
     assert first[at + 3 : at + 6] == (bias.data_ptr(), residual.data_ptr(), ys[0].data_ptr())
     assert first[at + 7 :] == (True, 4, DEVICE, 77)

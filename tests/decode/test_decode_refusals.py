@@ -142,8 +142,33 @@ def test_cusparselt_says_why_not(asked: Problem, said: str | None, monkeypatch: 
 def test_cusparselt_gives_every_algorithm_to_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cusparselt, "get_max_alg_id", lambda: 2)
     assert cusparselt_kernel.KERNEL.configs(problem()) == ("a0", "a1", "a2")
+
+
+def test_where_torch_does_not_say_how_many_algorithms_there_are_the_first_that_fails_ends_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def multiply(blob: torch.Tensor, b: torch.Tensor, alg_id: int, **rest: object) -> torch.Tensor:
+        asked.append(alg_id)
+        if alg_id > 8:
+            raise RuntimeError("CUDA error: an invalid value was passed to the function")
+        return b.t()
+
+    def on_host(values: list[int], dtype: torch.dtype, device: str) -> torch.Tensor:
+        return made(values, dtype=dtype)
+
+    made = torch.tensor
     monkeypatch.setattr(torch.backends.cusparselt, "get_max_alg_id", lambda: None)
-    assert cusparselt_kernel.KERNEL.configs(problem())[0] == "a0"
+    assert cusparselt_kernel.KERNEL.configs(problem()) == ("a0",), "without a GPU nobody was asked"
+    cusparselt_kernel._algorithms.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "tensor", on_host)
+    monkeypatch.setattr(torch, "_cslt_compress", lambda w: w)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    assert cusparselt_kernel.KERNEL.configs(problem()) == tuple(f"a{number}" for number in range(9))
+    assert asked == list(range(10))
+    cusparselt_kernel._algorithms.cache_clear()
 
 
 def test_cusparselt_gets_operands_at_multiples_of_16_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

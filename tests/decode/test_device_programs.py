@@ -22,6 +22,12 @@ def test_slabs_packed_on_a_device_are_those_of_the_host_and_unpack_alike(tmp_pat
     run("slab_words.cpp", ["layout/nm_slabs.cpp"], tmp_path)
 
 
+def test_weights_packed_on_a_device_are_those_of_the_host_and_unpack_alike(tmp_path: Path) -> None:
+    """Canonical forms of dense weights, bitmap slabs and gap rows."""
+    host = [f"layout/{name}.cpp" for name in ("bitmap", "bitmap_slabs", "gap_rows", "nm")]
+    run("packing.cpp", host, tmp_path)
+
+
 def test_launches_that_can_run_at_once_share_no_counters(tmp_path: Path) -> None:
     triton = pytest.importorskip("triton", reason="Triton, which brings CUDA's headers, is not installed")
     headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"

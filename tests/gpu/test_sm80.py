@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from products import assert_only_stored_columns_spread, drawn, twice
+from products import assert_only_stored_columns_spread, drawn, replayed_at_once, twice
 
 from ajour.formats import NMMatrix
 from ajour.ops import NM_LINEAR
@@ -68,3 +68,10 @@ def test_it_shares_the_slabs_of_the_decode_kernel_and_runs_in_graphs() -> None:
             y = NM_LINEAR.call(x, packed, None, table, "relu")
         graph.replay()
         assert torch.equal(bits(y), bits(expected))
+
+
+def test_two_graphs_that_share_tiles_give_the_bits_of_eager_calls_when_replayed_at_once() -> None:
+    matrix = NMMatrix.from_dense(drawn(NM(2, 4), 1000, 4096, torch.bfloat16), NM(2, 4)).to("cuda")
+    packed, table = prepare(NM_LINEAR, matrix, [(None, "cuda_sm80", "n128 m64 s4 c2")])
+    xs = [torch.randn(m, 4096, device="cuda").bfloat16() for m in (40, 100)]
+    replayed_at_once(NM_LINEAR, xs, packed, table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from ajour._native import HAS_CUDA, native
 from ajour.terms.errors import KernelError
 
 PLACE = 4096  # an address that no refusal reads
+LARGE = 1 << 20  # bytes that are enough
 BUILT = [(floats, config) for floats, configs in native.sm90_configs.items() for config in configs[:1]]
 
 
@@ -20,15 +23,18 @@ def built() -> None:
         pytest.skip("ajour was built without CUDA or without CUTLASS's headers: no operand was refused")
 
 
-def linear(floats: str, config: str, n: int = 64, k: int = 96, **changed: Any) -> None:
-    """A product on addresses that nobody reads, as all of these calls end in a refusal."""
+def linear(
+    floats: str, config: str, n: int = 64, k: int = 96, sizes: Mapping[str, int] = MappingProxyType({}), **changed: Any
+) -> None:
+    """A product on addresses that nobody reads, as all of these calls end in a refusal. sizes: of packed tensors."""
     scales = PLACE if floats == "e4m3" else 0
     places = dict.fromkeys(("values", "metadata", "x", "residual", "y", "scratch"), PLACE)
     given = {**places, "w_scales": scales, "x_scales": scales, "x_stride": k, **changed}
     order = ("values", "metadata", "w_scales", "x", "x_stride", "x_scales")
     call = native.Sm90Call(floats, config, 8, n, k, False, 1, 132)
     rest = (0, *(given[name] for name in ("residual", "y", "scratch")), 0, 0, 0)
-    native.sm90_linear(call, *(given[name] for name in order), *rest)
+    lent = {name: (given[name], sizes.get(name, LARGE)) for name in ("values", "metadata", "w_scales")}
+    native.sm90_linear(call, *((given | lent)[name] for name in order), *rest)
 
 
 @pytest.mark.parametrize("name", ["values", "metadata", "x", "residual", "y", "scratch"])
@@ -48,6 +54,19 @@ def test_sides_whose_rows_are_no_multiple_of_16_bytes_are_refused(floats: str, c
     for n, k in ((63, 96), (4, 96), (64, 96 + whole // 2), (64, 95)):
         with pytest.raises(KernelError, match=f"n must be a multiple of 8 and k of {whole}, this weight is {n}x{k}"):
             linear(floats, config, n, k)
+
+
+@pytest.mark.parametrize(("floats", "config"), BUILT)
+def test_packed_tensors_that_are_too_small_are_refused(floats: str, config: str) -> None:
+    scaled = floats == "e4m3"
+    needed = {"values": 64 * 48 * (1 if scaled else 2), "positions": 512 * (32 if scaled else 16)}
+    if scaled:
+        needed["scales"] = 64 * 4
+    for name, given in (("positions", "metadata"), ("values", "values"), ("scales", "w_scales")):
+        if name in needed:
+            said = f"the {name} of this weight take {needed[name]} bytes, found {needed[name] - 1}"
+            with pytest.raises(KernelError, match=said):
+                linear(floats, config, sizes={given: needed[name] - 1})
 
 
 @pytest.mark.parametrize(("floats", "config"), BUILT)

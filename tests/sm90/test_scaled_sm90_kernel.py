@@ -90,5 +90,13 @@ def test_rounded_rows_and_both_scales_reach_the_launch(
     assert rounded.dtype == E4M3
     ((call, *addresses),) = native.launched
     assert call.described == ("e4m3", "128x128x256_2x1", m, 64, 32, False, 2, 132)
-    wanted = [*(t.data_ptr() for t in packed), rounded.data_ptr(), 32, x_scales.data_ptr(), 0, 0, y.data_ptr()]
+    wanted = [
+        *((t.data_ptr(), t.nbytes) for t in packed),
+        rounded.data_ptr(),
+        32,
+        x_scales.data_ptr(),
+        0,
+        0,
+        y.data_ptr(),
+    ]
     assert addresses[:9] == wanted

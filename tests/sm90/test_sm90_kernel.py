@@ -182,8 +182,8 @@ def test_rows_of_any_layout_reach_the_launch_as_tma_wants_them(native: SimpleNam
     ((call, *addresses),) = native.launched
     values, metadata, w_scales, rows, stride, x_scales, bias, added, out, scratch, activation, *_ = addresses
     assert call.described == ("bfloat16", "256x128x128_2x1", x.shape[0], 64, 32, True, 1, 132)
-    assert (w_scales, x_scales, activation) == (0, 0, 4)
-    assert all(address % 16 == 0 and address for address in (values, metadata, rows, added, out, scratch))
+    assert (w_scales, x_scales, activation) == ((0, 0), 0, 4)
+    assert all(address % 16 == 0 and address for address in (values[0], metadata[0], rows, added, out, scratch))
     assert bias
     assert stride % 8 == 0
     assert stride >= 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.matrix import Sizes, SparseMatrix
-from ajour.memory import HOST, on_host, view
+from ajour.memory import on_host, packable, packer, view
 from ajour.terms.pattern import Pattern, Unstructured
 
 TILE = 8  # rows and columns of a tile
@@ -31,30 +31,46 @@ class BitmapMatrix(SparseMatrix):
     @classmethod
     def from_dense(cls, w: Tensor, pattern: Pattern = Unstructured()) -> BitmapMatrix:  # noqa: B008
         cls._check_weight(w, pattern)
-        device, w = w.device, on_host(w)
+        device, w = w.device, packable(w)
         sizes = _sizes_of(0, w.shape[0], w.shape[1])
-        tensors = {
-            name: torch.empty(sizes[name][1], dtype=sizes[name][0], device=HOST) for name in ("bitmaps", "offsets")
-        }
-        nonzeros = native.find_nonzeros(view(w), tensors["bitmaps"].data_ptr(), tensors["offsets"].data_ptr())
-        tensors["values"] = torch.empty(nonzeros, dtype=w.dtype, device=HOST)
-        native.pack_bitmap(view(w), _lend(tensors))
+        tensors = {name: w.new_empty(sizes[name][1], dtype=sizes[name][0]) for name in ("bitmaps", "offsets")}
+        addresses = tensors["bitmaps"].data_ptr(), tensors["offsets"].data_ptr()
+        tensors["values"] = w.new_empty(packer("find_nonzeros", w)(view(w), *addresses))
+        packer("pack_bitmap", w)(view(w), lend(tensors))
         return cls({name: t.to(device) for name, t in tensors.items()}, pattern, (w.shape[0], w.shape[1]))._trusted()
 
     def to_dense(self) -> Tensor:
-        tensors = self._on_host()
-        w = torch.empty(self.shape, dtype=self.dtype, device=HOST)
-        native.unpack_bitmap(_lend(tensors), view(w))
+        tensors = self._packable()
+        w = tensors["values"].new_empty(self.shape)
+        if w.is_cuda:
+            self.validate()  # as unpacking on the host does
+        packer("unpack_bitmap", w)(lend(tensors), view(w))
         return w.to(self.device)
 
     def validate(self) -> None:
-        tensors = self._on_host()
-        native.check_bitmap(_lend(tensors), native.WeightView(0, *self.shape, self.values.element_size()))
+        self._check_sizes(self._tensors, self.pattern, self.shape)
+        bitmaps, offsets = on_host(self._tensors["bitmaps"]), on_host(self._tensors["offsets"])
+        tensors = native.BitmapTensors(0, bitmaps.data_ptr(), offsets.data_ptr(), self.values.numel())
+        native.check_bitmap(tensors, native.WeightView(0, *self.shape, self.values.element_size()))
 
     @classmethod
     def _sizes(cls, tensors: Mapping[str, Tensor], pattern: Pattern, shape: tuple[int, int]) -> Sizes:
         values = tensors["values"]
         return _sizes_of(values.shape[0] if values.dim() else 0, *shape)
+
+
+def room_for(values: Tensor, find: Callable[[Any], int], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Canonical tensors of a weight [n, k] with room for its values, whose dtype and device are those of `values`.
+
+    find: fills bitmaps, which are zeros before it, and offsets: (BitmapTensors) -> the number of values.
+    """
+    sizes = _sizes_of(0, *shape)
+    tensors = {
+        "values": values.new_empty(0),
+        "bitmaps": values.new_zeros(sizes["bitmaps"][1], dtype=sizes["bitmaps"][0]),
+        "offsets": values.new_empty(sizes["offsets"][1], dtype=sizes["offsets"][0]),
+    }
+    return tensors | {"values": values.new_empty(find(lend(tensors)))}
 
 
 def _sizes_of(nonzeros: int, n: int, k: int) -> Sizes:
@@ -67,6 +83,6 @@ def _sizes_of(nonzeros: int, n: int, k: int) -> Sizes:
     }
 
 
-def _lend(tensors: Mapping[str, Tensor]) -> Any:
-    """The addresses of the tensors, which must be on the host and outlive them."""
+def lend(tensors: Mapping[str, Tensor]) -> Any:
+    """The addresses of the tensors, which must be contiguous and outlive them."""
     return native.BitmapTensors(*(tensors[name].data_ptr() for name in BitmapMatrix.NAMES), tensors["values"].numel())

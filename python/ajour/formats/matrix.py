@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ajour.memory import DTYPES, on_host, why_unreadable
+from ajour.memory import DTYPES, on_host, packable, why_unreadable
 from ajour.terms.errors import FormatError, PatternError
 from ajour.terms.pattern import Pattern
 
@@ -23,7 +23,8 @@ class SparseMatrix:
     """A weight [n, k] in its canonical, device-independent form: named plain tensors, a pattern and a shape.
 
     Exact: `to_dense()` gives every non-zero back bit for bit (NaN and Inf too), and +0.0 for every zero, whatever its
-    sign was. Packing, unpacking and checking run on the CPU; tensors of another device are copied there and back.
+    sign was. N:M and bitmaps are packed and unpacked where they lie, if this build has CUDA. All else runs on the CPU,
+    checking too: tensors of another device are copied there and back.
     """
 
     NAMES: ClassVar[tuple[str, ...]]  # of the canonical tensors, in order; the first one holds the values
@@ -107,6 +108,11 @@ class SparseMatrix:
                 raise FormatError(f"{name}: expected {dtype}, found {found.dtype}")
             if tuple(found.shape) != sizes:
                 raise FormatError(f"{name}: expected shape {sizes}, found {tuple(found.shape)}")
+
+    def _packable(self) -> dict[str, Tensor]:
+        """As `_on_host`, but where they lie if this build packs there."""
+        self._check_sizes(self._tensors, self.pattern, self.shape)
+        return {name: packable(t) for name, t in self._tensors.items()}
 
     def _on_host(self) -> dict[str, Tensor]:
         """The tensors where `_C` can read them, their sizes checked: it never reads beyond them."""

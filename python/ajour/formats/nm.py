@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.matrix import Sizes, SparseMatrix
-from ajour.memory import HOST, on_host, view
+from ajour.memory import packable, packer, view
 from ajour.terms.pattern import NM, Pattern
 
 
@@ -34,12 +34,19 @@ class NMMatrix(SparseMatrix):
     @classmethod
     def from_dense(cls, w: Tensor, pattern: Pattern) -> NMMatrix:
         cls._check_weight(w, pattern)
-        device, w = w.device, on_host(w)
+        device, w = w.device, packable(w)
         n, k = w.shape
         layout = _layout(pattern)
-        values = torch.empty(n, layout.kept(k), dtype=w.dtype, device=HOST)
-        positions = torch.empty(n, layout.position_bytes(k), dtype=torch.uint8, device=HOST)
-        native.pack_nm(layout, view(w), values.data_ptr(), positions.data_ptr())
+        values = w.new_empty(n, layout.kept(k))
+        positions = w.new_empty(n, layout.position_bytes(k), dtype=torch.uint8)
+        if w.is_cuda:
+            refused = w.new_empty(1, dtype=torch.int32)
+            addresses = values.data_ptr(), positions.data_ptr(), refused.data_ptr()
+            packer("pack_nm", w)(layout, view(w), *addresses)
+            if int(refused):
+                return cls.from_dense(w.cpu(), pattern)  # which says where
+        else:
+            native.pack_nm(layout, view(w), values.data_ptr(), positions.data_ptr())
         return cls({"values": values.to(device), "positions": positions.to(device)}, pattern, (n, k))._trusted()
 
     def positions(self) -> Tensor:
@@ -53,9 +60,9 @@ class NMMatrix(SparseMatrix):
         return (stream << torch.arange(bits, device=self.device)).sum(-1).view(n, kept // keep, keep)
 
     def to_dense(self) -> Tensor:
-        values, positions = self._on_host().values()
-        w = torch.empty(self.shape, dtype=self.dtype, device=HOST)
-        native.unpack_nm(_layout(self.pattern), values.data_ptr(), positions.data_ptr(), view(w))
+        values, positions = self._packable().values()
+        w = values.new_empty(self.shape)
+        packer("unpack_nm", w)(_layout(self.pattern), values.data_ptr(), positions.data_ptr(), view(w))
         return w.to(self.device)
 
     def validate(self) -> None:

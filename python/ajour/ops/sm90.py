@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ajour._native import HAS_CUDA, native
-from ajour.memory import stream_of
+from ajour.memory import lent, stream_of
 from ajour.ops.aligned import ALIGNED, aligned
 from ajour.terms.errors import KernelError
 from ajour.terms.pattern import NM
@@ -153,9 +153,9 @@ def launch(
     residual = None if residual is None else aligned(residual)
     native.sm90_linear(
         call,
-        packed[0].data_ptr(),
-        packed[1].data_ptr(),
-        0 if x_scales is None else packed[2].data_ptr(),
+        lent(packed[0]),
+        lent(packed[1]),
+        (0, 0) if x_scales is None else lent(packed[2]),
         x.data_ptr(),
         x.stride(0) if m > 1 else k,
         0 if x_scales is None else x_scales.data_ptr(),

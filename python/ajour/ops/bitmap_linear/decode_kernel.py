@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ajour._native import native
-from ajour.formats.bitmap import BitmapMatrix
-from ajour.memory import on_host
+from ajour.formats.bitmap import BitmapMatrix, lend, room_for
+from ajour.memory import lent, on_host, packable, packer
 from ajour.ops import decode
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
@@ -33,34 +33,25 @@ def slabs_of(n: int, k: int) -> Any:
     return native.BitmapSlabs(n, k)
 
 
-def _lend(values: Tensor, bitmaps: Tensor, offsets: Tensor) -> Any:
-    return native.BitmapTensors(values.data_ptr(), bitmaps.data_ptr(), offsets.data_ptr(), values.numel())
-
-
 def _prepack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
     matrix.validate()  # the index is made of its offsets: 0.5 ms for 4096x4096 (EPYC, 2 threads)
     layout = slabs_of(*matrix.shape)
-    values, bitmaps, offsets = (on_host(t) for t in matrix.tensors().values())
-    tensors = _lend(values, bitmaps, offsets)
+    tensors = {name: packable(t) for name, t in matrix.tensors().items()}
+    values, offsets = tensors["values"], on_host(tensors["offsets"])
     index = torch.empty(layout.count + 2, dtype=torch.int32)
-    largest = native.index_bitmap_slabs(layout, tensors, index.data_ptr())
-    slabs = torch.empty(int(index[-1]) * _UNIT, dtype=torch.uint8)
-    native.pack_bitmap_slabs(layout, tensors, index.data_ptr(), slabs.data_ptr())
-    room = torch.zeros(largest, dtype=torch.uint8)
-    return [t.to(matrix.device) for t in (slabs.view(values.dtype), index, room)]
+    largest = native.index_bitmap_slabs(layout, offsets.data_ptr(), index.data_ptr())
+    slabs = values.new_empty(int(index[-1]) * _UNIT // values.element_size())
+    index = index.to(values.device)
+    packer("pack_bitmap_slabs", slabs)(layout, lend(tensors), index.data_ptr(), slabs.data_ptr())
+    room = values.new_zeros(largest, dtype=torch.uint8)
+    return [t.to(matrix.device) for t in (slabs, index, room)]
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
-    n, k = shape
-    slabs, index = on_host(packed[0]), on_host(packed[1])
-    layout, tile_rows, tile_cols = slabs_of(n, k), -(-n // 8), -(-k // 8)
-    nonzeros = native.count_bitmap_slabs(layout, slabs.data_ptr(), index.data_ptr())
-    tensors = {
-        "values": torch.empty(nonzeros, dtype=slabs.dtype),
-        "bitmaps": torch.empty(tile_rows, tile_cols, dtype=torch.int64),
-        "offsets": torch.empty(tile_rows * -(-tile_cols // 8) + 1, dtype=torch.int32),
-    }
-    native.unpack_bitmap_slabs(layout, slabs.data_ptr(), index.data_ptr(), _lend(*tensors.values()))
+    slabs, index = packable(packed[0]), packable(packed[1])
+    head = slabs_of(*shape), slabs.data_ptr(), index.data_ptr()
+    tensors = room_for(slabs, lambda found: packer("find_bitmap_slabs", slabs)(*head, found), shape)
+    packer("unpack_bitmap_slabs", slabs)(*head, lend(tensors))
     return BitmapMatrix({name: t.to(packed[0].device) for name, t in tensors.items()}, pattern, shape)
 
 
@@ -85,7 +76,7 @@ def _run(
     shape = _shape(m, n, k, room.shape[0], entry.config, x.get_device())
     if shape is None:
         return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, _FEW)
-    head = (slabs_of(n, k), slabs.data_ptr(), index.data_ptr(), shape)
+    head = (slabs_of(n, k), lent(slabs), lent(index), shape)
     return decode.launch(native.bitmap_decode, head, shape.scratch_bytes // 2, x, bias, residual, activation, entry)
 
 

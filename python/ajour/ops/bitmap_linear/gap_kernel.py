@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from ajour._native import native
-from ajour.formats.bitmap import BitmapMatrix
-from ajour.memory import on_host
+from ajour.formats.bitmap import BitmapMatrix, lend, room_for
+from ajour.memory import lent, on_host, packable, packer
 from ajour.ops import decode
-from ajour.ops.bitmap_rows import pack_rows, rows_view, unpack_rows
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.pattern import Pattern
@@ -56,28 +55,30 @@ def _configs(problem: Problem) -> tuple[str, ...]:
 def _prepack(matrix: BitmapMatrix, config: str) -> list[Tensor]:
     matrix.validate()  # the index is made of its bits
     n, k = matrix.shape
-    layout, held = rows_of(n, k), pack_rows(matrix)
-    rows = rows_view(held, n, k)
-    order = torch.empty(4 * layout.groups, dtype=torch.int32)
-    index = torch.empty(layout.spans * layout.groups + 1, dtype=torch.int32)
-    native.index_gap_rows(layout, rows, order.data_ptr(), index.data_ptr())
-    data = torch.empty(int(index[-1]) * native.GAP_UNIT, dtype=torch.uint8)
-    native.pack_gap_rows(layout, rows, order.data_ptr(), index.data_ptr(), data.data_ptr())
-    return [t.to(matrix.device) for t in (data.view(held[0].dtype), index, order)]
+    layout = rows_of(n, k)
+    tensors = {name: packable(t) for name, t in matrix.tensors().items()}
+    values, canonical = tensors["values"], lend(tensors)
+    counts = values.new_empty(n, dtype=torch.int32)
+    packer("count_gap_rows", values)(layout, canonical, counts.data_ptr())
+    counts, order = on_host(counts), torch.empty(4 * layout.groups, dtype=torch.int32)
+    native.order_gap_rows(layout, counts.data_ptr(), order.data_ptr())
+    order = order.to(values.device)
+    steps = values.new_empty(layout.spans * order.numel(), dtype=torch.int32)
+    packer("measure_gap_rows", values)(layout, canonical, order.data_ptr(), steps.data_ptr())
+    steps, index = on_host(steps), torch.empty(layout.spans * layout.groups + 1, dtype=torch.int32)
+    native.index_gap_rows(layout, steps.data_ptr(), index.data_ptr())
+    data = values.new_zeros(int(index[-1]) * native.GAP_UNIT // values.element_size())
+    index = index.to(values.device)
+    packer("pack_gap_rows", values)(layout, canonical, order.data_ptr(), index.data_ptr(), data.data_ptr())
+    return [t.to(matrix.device) for t in (data, index, order)]
 
 
 def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -> BitmapMatrix:
-    n, k = shape
-    layout, (data, index, order) = rows_of(n, k), (on_host(t) for t in packed)
-    count = native.count_gap_rows(layout, data.data_ptr(), index.data_ptr())
-    rows = [
-        torch.empty(count + native.VALUE_TAIL, dtype=data.dtype),
-        torch.empty(n, -(-k // 64), dtype=torch.int64),
-        torch.empty(n + 1, dtype=torch.int64),
-    ]
-    view = rows_view(rows, n, k)
-    native.unpack_gap_rows(layout, data.data_ptr(), order.data_ptr(), index.data_ptr(), view)
-    return unpack_rows([t.to(packed[0].device) for t in rows], pattern, shape)
+    data, index, order = (packable(t) for t in packed)
+    head = rows_of(*shape), data.data_ptr(), order.data_ptr(), index.data_ptr()
+    tensors = room_for(data, lambda found: packer("find_gap_rows", data)(*head, found), shape)
+    packer("unpack_gap_rows", data)(*head, lend(tensors))
+    return BitmapMatrix({name: t.to(packed[0].device) for name, t in tensors.items()}, pattern, shape)
 
 
 @cache
@@ -99,7 +100,7 @@ def _run(
     if m > MOST_ROWS:
         return decode.in_pieces(_run, x, packed, bias, residual, activation, entry, MOST_ROWS)
     layout, shape, room = _launch(m, entry.n, entry.k, entry.config, x.get_device())
-    head = (layout, data.data_ptr(), index.data_ptr(), order.data_ptr(), shape)
+    head = (layout, lent(data), lent(index), lent(order), shape)
     return decode.launch(native.gap_decode, head, room, x, bias, residual, activation, entry)
 
 

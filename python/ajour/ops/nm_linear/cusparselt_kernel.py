@@ -26,7 +26,7 @@ from ajour.terms.row_table import RowEntry
 
 _SIDE = 16  # n and k must be multiples of it, for 16-bit floats
 _ROWS = 8  # and so must the rows of x; they are padded
-_KNOWN_ALGORITHMS = 6  # tried where torch does not say how many there are; one that does not exist fails, and is out
+_MOST_ALGORITHMS = 64  # looked for where torch does not say how many there are; version 0.6.2 has 38
 _UNPACKED = 4096  # columns of the weight that are read back at once
 _CONFIG = re.compile(r"a(\d+)")
 
@@ -50,7 +50,22 @@ def _why_not(problem: Problem) -> str | None:
 def _configs(problem: Problem) -> tuple[str, ...]:
     """ "a3": algorithm 3. Some are wrong on some cards; the planner checks each before its time counts."""
     last = torch.backends.cusparselt.get_max_alg_id()
-    return tuple(f"a{number}" for number in range(_KNOWN_ALGORITHMS if last is None else last + 1))
+    return tuple(f"a{number}" for number in range(_algorithms() if last is None else last + 1))
+
+
+@cache
+def _algorithms() -> int:
+    """How many there are, where torch knows no number for its version of the library: the first that fails is none."""
+    if not torch.cuda.is_available():
+        return 1
+    w = torch.tensor([1, 0, 1, 0] * 32, dtype=torch.bfloat16, device="cuda").repeat(64, 1)
+    x, blob = w[:_ROWS].clone(), torch._cslt_compress(w)
+    for number in range(_MOST_ALGORITHMS):
+        try:
+            _multiply(x, blob, None, number)
+        except RuntimeError:
+            return max(1, number)
+    return _MOST_ALGORITHMS
 
 
 @cache

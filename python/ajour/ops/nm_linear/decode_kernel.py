@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ajour._native import native
+from ajour.memory import lent
 from ajour.ops import decode
 from ajour.ops.nm_linear import slabs
 from ajour.terms.kernel import Kernel
@@ -69,7 +70,7 @@ def _run(
         entry.config,
         x.get_device(),
     )
-    head = (layout, packed[0].data_ptr(), shape)
+    head = (layout, lent(packed[0]), shape)
     return decode.launch(product, head, room, x, bias, residual, activation, entry)
 
 

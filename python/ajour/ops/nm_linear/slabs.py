@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.nm import NMMatrix
-from ajour.memory import stream_of
+from ajour.memory import packer
 from ajour.terms.pattern import NM, Pattern
 
 PACKING = "nm_slabs"
@@ -32,12 +32,7 @@ def prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
     layout = layout_of(matrix.pattern, *matrix.shape)
     values, positions = (t.detach().contiguous() for t in matrix.tensors().values())
     slabs = values.new_empty(layout.bytes // values.element_size())
-    addresses = layout, values.data_ptr(), positions.data_ptr(), slabs.data_ptr()
-    if slabs.is_cuda:
-        device = slabs.get_device()
-        native.pack_nm_slabs_cuda(*addresses, device, stream_of(device))
-    else:
-        native.pack_nm_slabs(*addresses)
+    packer("pack_nm_slabs", slabs)(layout, values.data_ptr(), positions.data_ptr(), slabs.data_ptr())
     return [slabs]
 
 
@@ -48,10 +43,6 @@ def unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) -
     canonical = native.NMLayout(pattern.keep, pattern.group)
     values = slabs.new_empty(n, canonical.kept(k))
     positions = slabs.new_empty(n, canonical.position_bytes(k), dtype=torch.uint8)
-    addresses = layout_of(pattern, n, k), slabs.data_ptr(), values.data_ptr(), positions.data_ptr()
-    if slabs.is_cuda:
-        device = slabs.get_device()
-        native.unpack_nm_slabs_cuda(*addresses, device, stream_of(device))
-    else:
-        native.unpack_nm_slabs(*addresses)
+    head = layout_of(pattern, n, k), slabs.data_ptr()
+    packer("unpack_nm_slabs", slabs)(*head, values.data_ptr(), positions.data_ptr())
     return NMMatrix({"values": values, "positions": positions}, pattern, shape)

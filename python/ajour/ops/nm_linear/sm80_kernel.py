@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ajour._native import HAS_CUDA, native
-from ajour.memory import stream_of
+from ajour.memory import lent, stream_of
 from ajour.ops import decode
 from ajour.ops.nm_linear import slabs
 from ajour.terms.errors import KernelError
@@ -109,7 +109,7 @@ def _run(
     scratch = x.new_empty(room) if room else None
     native.nm_sm80(
         shape,
-        packed[0].data_ptr(),
+        lent(packed[0]),
         n,
         entry.k,
         x.data_ptr(),

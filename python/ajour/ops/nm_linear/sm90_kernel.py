@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ajour._native import native
 from ajour.formats.nm import NMMatrix
-from ajour.memory import stream_of
+from ajour.memory import packer
 from ajour.ops import sm90
 from ajour.ops.aligned import aligned
 from ajour.terms.kernel import Kernel
@@ -28,12 +28,7 @@ def _prepack(matrix: NMMatrix, config: str) -> list[Tensor]:
     values, positions = matrix.tensors().values()
     layout = native.Sm90Metadata(*matrix.shape)
     metadata = positions.new_empty(layout.bytes)
-    addresses = positions.data_ptr(), metadata.data_ptr()
-    if metadata.is_cuda:
-        device = metadata.get_device()
-        native.pack_sm90_metadata_cuda(layout, *addresses, device, stream_of(device))
-    else:
-        native.pack_sm90_metadata(layout, *addresses)
+    packer("pack_sm90_metadata", metadata)(layout, positions.data_ptr(), metadata.data_ptr())
     return [aligned(values), metadata]
 
 
@@ -41,12 +36,7 @@ def _unpack(packed: Sequence[Tensor], pattern: Pattern, shape: tuple[int, int]) 
     (values, metadata), (n, k) = packed, shape
     layout = native.Sm90Metadata(n, k)
     positions = metadata.new_empty(n, k // 8)
-    addresses = metadata.data_ptr(), positions.data_ptr()
-    if metadata.is_cuda:
-        device = metadata.get_device()
-        native.unpack_sm90_metadata_cuda(layout, *addresses, device, stream_of(device))
-    else:
-        native.unpack_sm90_metadata(layout, *addresses)
+    packer("unpack_sm90_metadata", metadata)(layout, metadata.data_ptr(), positions.data_ptr())
     return NMMatrix({"values": values, "positions": positions}, pattern, shape)
 
 
