@@ -187,3 +187,15 @@ def test_x_may_change_after_a_frozen_layer() -> None:
     x.zero_()
     y.sum().backward()
     assert torch.equal(bias.grad, torch.full((6,), 3.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_many_gradients_at_once_are_each_ones(pattern: Pattern) -> None:
+    matrix = drawn(pattern, 9, 14, torch.float32)
+    packed, table = prepare(op_of(matrix), matrix, [(None, op_of(matrix).first(problem_of(matrix, 6)).name, "")])
+    x, dy = torch.randn(6, 14, requires_grad=True), torch.randn(3, 6, 9)
+    y = gradients.linear(op_of(matrix), x, packed, None, table)
+    (dx,) = torch.autograd.grad(y, x, dy, is_grads_batched=True, retain_graph=True)
+    assert torch.allclose(dx, dy @ matrix.to_dense(), atol=1e-5)
+    mapped = torch.func.vmap(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])(dy)
+    assert torch.allclose(mapped, dx, atol=1e-5)

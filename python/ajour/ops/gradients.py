@@ -13,10 +13,11 @@ from ajour.ops import block_gradients
 from ajour.ops.bitmap_linear import reference as bitmap_reference
 from ajour.ops.block_linear import reference as block_reference
 from ajour.ops.dense import apply_activation
-from ajour.ops.library import LinearOp, is_transformed
+from ajour.ops.library import LinearOp
 from ajour.ops.nm_linear import reference as nm_reference
 from ajour.ops.scaled_nm_linear import reference as scaled_nm_reference
 from ajour.ops.split_linear import reference as split_reference
+from ajour.ops.watchers import is_transformed
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.problem import Problem
@@ -104,7 +105,7 @@ class _Linear(torch.autograd.Function):
 
 def input_gradient(op: LinearOp, kernels: str, dy: Tensor, packed: list[Tensor]) -> Tensor:
     """dx: [..., k] = dy: [..., n] @ w."""
-    if op.name in INPUT_GRADIENT:
+    if op.name in INPUT_GRADIENT and not is_transformed(dy):
         return INPUT_GRADIENT[op.name](kernels, dy, packed)
     return dy @ _weight(op, packed, kernels)
 
@@ -175,7 +176,7 @@ def linear(
         return op.call(x, packed, bias, kernels, activation, residual)
     if trained:
         _check_trainable(op, packed, kernels)
-    if is_transformed():
+    if is_transformed(x):
         y = apply_activation(dense(x, _weight(op, packed, kernels), bias), activation)
         return y if residual is None else y + residual
     product: Tensor = _Linear.apply(op, kernels, x, bias, *packed)  # type: ignore[no-untyped-call]

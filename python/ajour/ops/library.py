@@ -13,10 +13,12 @@ from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 from ajour._native import native
-from ajour.formats.matrix import DTYPES, SparseMatrix
+from ajour.formats.matrix import SparseMatrix
 from ajour.memory import HOST
+from ajour.ops.border import FLOATING, check_call, check_devices
 from ajour.ops.compiled import FLOATS, CompiledRun
 from ajour.ops.dense import apply_activation
+from ajour.ops.watchers import dispatch_modes, has_transforms, is_compiling, tracing_state
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import Kernel
 from ajour.terms.problem import ACTIVATIONS, Problem
@@ -26,23 +28,6 @@ from ajour.terms.row_table import RowEntry, RowTable, parse_row_table
 LIBRARY = torch.library.Library("ajour", "DEF")
 
 SCHEMA = "(Tensor x, Tensor[] packed, Tensor? bias, str kernels, str activation, Tensor? residual=None) -> Tensor"
-
-_compiling = torch.compiler.is_compiling
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing = torch._C._get_tracing_state
-_functorch = torch._C._are_functorch_transforms_active
-
-
-def unwatched(x: Tensor) -> bool:
-    """Whether nobody looks at calls (a compiler, a tracer, a mode) and x is a plain tensor of the CPU.
-
-    Then an op written in Python may be called past torch's dispatcher, which takes 3 us for it (Zen 5, torch 2.13).
-    """
-    plain = x.__class__ is Tensor and x.is_cpu
-    return plain and not _compiling() and not _dispatch_modes() and _tracing() is None
-
-
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
 @dataclass(frozen=True)
@@ -85,14 +70,14 @@ class LinearOp:
 
         Under torch.func's transforms and in forward mode, which no op of ours knows, it is torch's dense product.
         """
-        if not _compiling():
-            if forward_ad._current_level >= 0 or _functorch():  # is_transformed, without a call
+        if not is_compiling():
+            if forward_ad._current_level >= 0 or has_transforms():  # is_transformed, without a call
                 return self.by_weight(x, packed, bias, kernels, activation, residual)
             if (
                 kernels in self.compiled_tables
                 and x.__class__ is Tensor
-                and not _dispatch_modes()
-                and _tracing() is None
+                and not dispatch_modes()
+                and tracing_state() is None
             ):
                 y = self.compiled(x, packed, bias, kernels, activation, residual)
                 if y is not None:
@@ -121,11 +106,6 @@ class LinearOp:
         return registered
 
 
-def is_transformed() -> bool:
-    """Whether a transform of torch.func, or forward mode, wants operations of torch that it knows."""
-    return not _compiling() and (forward_ad._current_level >= 0 or _functorch())
-
-
 def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kernel]) -> LinearOp:
     """Registers `ajour::name` for CPU and CUDA, with its fake and its autocast rule, and `ajour::name_weight`."""
     LIBRARY.define(name + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
@@ -140,8 +120,8 @@ def define_linear(name: str, matrix: type[SparseMatrix], kernels: Sequence[Kerne
         table = parse_row_table(text)
         for entry in table.entries:
             op.kernel(entry.kernel)
-        if table.dtype not in _DTYPES:
-            raise KernelError(f"{name} has no weights of dtype {table.dtype!r}; expected {', '.join(_DTYPES)}")
+        if table.dtype not in FLOATING:
+            raise KernelError(f"{name} has no weights of dtype {table.dtype!r}; expected {', '.join(FLOATING)}")
         return table
 
     run = _implementation(op, table_of)
@@ -198,7 +178,7 @@ def _implementation(op: LinearOp, table_of: Callable[[str], RowTable]) -> Callab
     ) -> Tensor:
         table = table_of(kernels)
         shape = x.shape
-        _check(op.name, table, x, shape, packed, bias, activation, residual)
+        check_call(op.name, table, x, shape, packed, bias, activation, residual)
         if kernels not in told:
             _tell_compiled_part(op, table)
             told.add(kernels)
@@ -230,47 +210,11 @@ def _register_fake(op: LinearOp, table_of: Callable[[str], RowTable]) -> None:
         residual: Tensor | None = None,
     ) -> Tensor:
         table = table_of(kernels)
-        _check(op.name, table, x, x.shape, packed, bias, activation, residual)
+        check_call(op.name, table, x, x.shape, packed, bias, activation, residual)
         check_devices(op.name, x, [*packed, bias, residual])
         return x.new_empty((*x.shape[:-1], table.n))
 
     torch.library.register_fake(f"ajour::{op.name}", fake, lib=LIBRARY)
-
-
-def _check(
-    name: str,
-    table: RowTable,
-    x: Tensor,
-    shape: torch.Size,
-    packed: list[Tensor],
-    bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> None:
-    """The one border: what passes here is safe for every kernel."""
-    if not shape or shape[-1] != table.k:
-        raise KernelError(f"{name}: x has shape {tuple(shape)}, the weight {table.n}x{table.k} needs [..., {table.k}]")
-    dtype = x.dtype
-    if dtype is not _DTYPES[table.dtype]:
-        raise KernelError(f"{name}: x is {str(dtype)[6:]}, the weight is {table.dtype}; convert one of them")
-    if len(packed) < table.needs:
-        raise KernelError(f"{name}: {str(table)!r} reads {table.needs} packed tensors, found {len(packed)}")
-    if bias is not None and (bias.shape != (table.n,) or bias.dtype is not dtype):
-        raise KernelError(f"{name}: bias is {bias.dtype} {tuple(bias.shape)}, expected {dtype} ({table.n},)")
-    if activation not in ACTIVATIONS:
-        raise KernelError(f"{name}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-    if residual is not None and (residual.shape != (*shape[:-1], table.n) or residual.dtype is not dtype):
-        raise KernelError(
-            f"{name}: residual is {residual.dtype} {tuple(residual.shape)}, expected {dtype} {(*shape[:-1], table.n)}"
-        )
-
-
-def check_devices(name: str, x: Tensor, others: Sequence[Tensor | None]) -> None:
-    """One CUDA tensor among CPU ones is enough for the dispatcher to call CUDA; a wrong pointer must not get there."""
-    device = x.device
-    for other in others:
-        if other is not None and other.device != device:
-            raise KernelError(f"{name}: x is on {device}, another tensor on {other.device}; move the model or x")
 
 
 def _without_products(x: Tensor, n: int, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
@@ -299,9 +243,9 @@ def _register_autocast(op: LinearOp) -> None:
         ) -> Tensor:
             name = parse_row_table(kernels).dtype
             with torch._C._ExcludeDispatchKeyGuard(keys):
-                if name == "float64" or name not in _DTYPES:
+                if name == "float64" or name not in FLOATING:
                     return op.registered(x, packed, bias, kernels, activation, residual)
-                x = x.to(_DTYPES[name])
+                x = x.to(FLOATING[name])
                 bias, residual = (None if t is None else t.to(x.dtype) for t in (bias, residual))
                 y = op.registered(x, packed, bias, kernels, activation, residual)
             return y.to(torch.get_autocast_dtype(x.device.type))
@@ -320,7 +264,7 @@ def _register_weight(op: LinearOp, table_of: Callable[[str], RowTable]) -> None:
 
     def fake(packed: list[Tensor], kernels: str) -> Tensor:
         table = table_of(kernels)
-        return packed[0].new_empty((table.n, table.k), dtype=_DTYPES[table.dtype])
+        return packed[0].new_empty((table.n, table.k), dtype=FLOATING[table.dtype])
 
     LIBRARY.define(f"{op.name}_weight(Tensor[] packed, str kernels) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(f"{op.name}_weight", weight, "CompositeExplicitAutograd")

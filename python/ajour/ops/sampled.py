@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ajour.ops.library import LIBRARY, check_devices, unwatched
+from ajour.ops.border import check_devices
+from ajour.ops.library import LIBRARY
+from ajour.ops.watchers import unwatched
 from ajour.terms.errors import KernelError
 from ajour.terms.kernel import SampledKernel
 from ajour.terms.pattern import Block

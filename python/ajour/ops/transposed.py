@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ajour.memory import HOST
-from ajour.ops.library import LIBRARY, LinearOp, check_devices, unwatched
+from ajour.ops.border import check_devices
+from ajour.ops.library import LIBRARY, LinearOp
+from ajour.ops.watchers import unwatched
 from ajour.terms.errors import KernelError
 from ajour.terms.row_table import RowTable, parse_row_table
 
