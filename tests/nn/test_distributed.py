@@ -47,6 +47,7 @@ def test_ddp_trains_the_values(pattern: Pattern) -> None:
 
 
 @pytest.mark.unpoisoned
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="this torch's fully_shard takes no integer parameters")
 @each_pattern
 def test_fsdp2_shards_values_and_indices(pattern: Pattern) -> None:
     model = nn.Sequential(layer(pattern))
@@ -57,4 +58,19 @@ def test_fsdp2_shards_values_and_indices(pattern: Pattern) -> None:
     assert torch.equal(y, wanted)
     y.sum().backward()
     assert all(isinstance(p, DTensor) for p in model.parameters())
+    assert model.get_parameter(f"0.{model[0].op.matrix.NAMES[0]}").grad is not None
+
+
+@pytest.mark.unpoisoned
+@each_pattern
+def test_fsdp2_of_any_torch_shards_the_values_alone(pattern: Pattern) -> None:
+    model = nn.Sequential(layer(pattern))
+    x = torch.randn(5, 32)
+    wanted = model(x)
+    indices = {p for p in model.parameters() if not p.is_floating_point()}
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), ignored_params=indices)
+    y = model(x)
+    assert torch.equal(y, wanted)
+    y.sum().backward()
+    assert all(isinstance(p, DTensor) == p.is_floating_point() for p in model.parameters())
     assert model.get_parameter(f"0.{model[0].op.matrix.NAMES[0]}").grad is not None
