@@ -89,3 +89,21 @@ def test_a_weight_that_an_order_does_not_fit_is_refused(weight: Tensor, tmp_path
     ajour.save(nn.Sequential(permuted), tmp_path / "m.safetensors")
     with pytest.raises(ajour.AjourError, match="ajour_order is no order of in features"):
         ajour.read(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(32, 24), lambda: trainable()], ids=["dense", "2:4 trainable"])
+def test_its_weight_takes_gradients_and_refuses_writes(make: Callable[[], nn.Module]) -> None:
+    layer, order = make(), torch.randperm(32)
+    permuted, first = Permuted(layer, order), next(layer.parameters())
+    (expected,) = torch.autograd.grad((layer.weight.square() * torch.arange(32)[order.argsort()]).sum(), first)
+    (found,) = torch.autograd.grad(
+        (permuted.weight[:, order].square() * torch.arange(32)[order.argsort()]).sum(), first
+    )
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad(), pytest.raises(ajour.AjourError, match="would change only a copy"):
+        permuted.weight.mul_(2)
+
+
+def trainable() -> nn.Module:
+    w = torch.where(keep_mask(NM(2, 4), 24, 32), torch.randn(24, 32), 0.0)
+    return linear_of(matrix_of(w, NM(2, 4)), torch.randn(24), trainable=True)
