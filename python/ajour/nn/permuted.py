@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ajour.layers import is_conv1d
-from ajour.nn.weight import read_of
+from ajour.nn.weight import Looks, read_of
 
 
 class Permuted(nn.Module):
@@ -41,8 +41,8 @@ class Permuted(nn.Module):
         held, order = cast(Tensor, self.layer.weight), self.ajour_order
         if torch.compiler.is_compiling():
             return held.index_select(side, order.argsort())
-        shape = (held.shape[0], held.shape[1])
-        return read_of("a Permuted layer", shape, held, lambda w: w.index_select(side, order.argsort()))
+        looks = Looks((held.shape[0], held.shape[1]), held.dtype, held.device)
+        return read_of("a Permuted layer", looks, held, lambda w: w.index_select(side, order.argsort()))
 
     @property
     def bias(self) -> Tensor | None:

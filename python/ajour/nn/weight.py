@@ -120,12 +120,12 @@ def refusal(owner: str, attempt: str) -> KernelError:
     )
 
 
-def read_of(owner: str, shape: tuple[int, int], source: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """The Weight read(source): shape, rebuilt once and only when its values are used; source gets its gradient.
+def read_of(owner: str, looks: Looks, source: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """The Weight read(source), rebuilt once and only when its values are used; source gets its gradient.
 
     read: linear in source.
     """
-    weight: Tensor = _Read.apply(owner, shape, source, read)  # type: ignore[no-untyped-call]
+    weight: Tensor = _Read.apply(owner, looks, source, read)  # type: ignore[no-untyped-call]
     return weight
 
 
@@ -134,11 +134,11 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, owner: str, shape: tuple[int, int], source: Tensor, read: Callable[[Tensor], Tensor]
+        ctx: Any, owner: str, looks: Looks, source: Tensor, read: Callable[[Tensor], Tensor]
     ) -> Tensor:
         ctx.read, ctx.source = read, source.detach()
         rebuild = cache(lambda held=ctx.source: read(held).contiguous())
-        return Weight(owner, Looks(shape, source.dtype, source.device), rebuild)
+        return Weight(owner, looks, rebuild)
 
     @staticmethod
     def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
