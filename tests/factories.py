@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -60,3 +61,10 @@ class Failing(nn.Linear):
 def failing() -> nn.Module:
     """A model whose forward raises an error of its own."""
     return Failing(64, 8)
+
+
+def conv1d(n: int, k: int) -> nn.Module:
+    """The Conv1D of transformers, or the test is skipped: a linear layer whose weight is [k, n]."""
+    module: nn.Module = pytest.importorskip("transformers.pytorch_utils").Conv1D(n, k)
+    nn.init.normal_(module.bias)  # type: ignore[arg-type]
+    return module

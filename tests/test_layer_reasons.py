@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from ajour.layers import Layer, find_layers
+from factories import conv1d
 
 
 def by_name(model: nn.Module) -> dict[str, Layer]:
@@ -147,8 +149,75 @@ def test_a_subclass_with_methods_of_its_own_is_left_alone() -> None:
     assert layer.reason == "Resettable adds start_over to nn.Linear, which a swap would lose"
 
 
+class Called(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = super().__call__(x) * 2
+        return y
+
+
+class Doubled(nn.Linear):
+    def __getattr__(self, name: str) -> object:
+        value = super().__getattr__(name)
+        return value * 2 if name == "weight" else value
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Called, "__call__"), (Doubled, "__getattr__")])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "parametrized"])
+def test_a_subclass_with_a_call_of_its_own_is_refused(kind: type[nn.Linear], method: str, masked: bool) -> None:
+    module = kind(32, 32)
+    if masked:
+        parametrize.register_parametrization(module, "weight", Shifted(half_mask(module)))
+    (layer,) = find_layers(nn.Sequential(module))
+    assert layer.reason is not None
+    assert f"adds {method} to nn.Linear" in layer.reason
+
+
+class Conv1D(nn.Module):
+    """Named like the one of transformers."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.weight, self.bias = nf, nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(torch.addmm(self.bias, x, self.weight))
+
+
+def test_a_conv1d_that_is_not_transformers_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (layer,) = find_layers(nn.Sequential(Conv1D(48, 16)))
+    assert layer.reason == "weight is a bare 2-D parameter of Conv1D, no linear layer"
+    model = nn.Sequential(conv1d(48, 16))
+    assert find_layers(model)[0].reason is None
+    monkeypatch.setattr(type(model[0]), "forward", Conv1D.forward)
+    assert find_layers(model)[0].reason == "weight is a bare 2-D parameter of Conv1D, no linear layer"
+
+
+class Tripled(prune.RandomUnstructured):
+    def apply_mask(self, module: nn.Module) -> Tensor:
+        return super().apply_mask(module) * 3
+
+
+class TripledInCall(prune.RandomUnstructured):
+    def __call__(self, module: nn.Module, inputs: object) -> None:
+        setattr(module, self._tensor_name, self.apply_mask(module) * 3)
+
+
+@pytest.mark.parametrize("method", [Tripled, TripledInCall])
+def test_a_pruning_method_that_does_not_just_mask_is_refused(method: type[prune.BasePruningMethod]) -> None:
+    module = nn.Linear(32, 32)
+    method.apply(module, "weight", 0.5)
+    (layer,) = find_layers(nn.Sequential(module))
+    assert layer.reason == f"it carries the hook {method.__name__}, which a swap would lose; remove it first"
+
+
 class Renamed(nn.Linear):
-    pass
+    """With what a construction of its own needs."""
+
+    __constants__: ClassVar[list[str]] = ["in_features", "out_features"]
+    many: int
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
 
 
 def test_subclasses_with_linear_s_own_forward_are_taken() -> None:

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from ajour.layers import find_layers
 from ajour.terms.errors import ConversionError
+from factories import conv1d
 
 
 class FakeSparsity(nn.Module):
@@ -20,15 +21,6 @@ class FakeSparsity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mask * x
-
-
-class Conv1D(nn.Module):
-    """As transformers writes it: the weight is [k, n]."""
-
-    def __init__(self, n: int, k: int) -> None:
-        super().__init__()
-        self.nf, self.nx = n, k
-        self.weight, self.bias = nn.Parameter(torch.randn(k, n)), nn.Parameter(torch.randn(n))
 
 
 def test_plain_layers_are_listed_in_module_order_with_their_weight() -> None:
@@ -60,7 +52,7 @@ def test_finding_changes_nothing() -> None:
 
 
 def test_conv1d_is_turned_to_out_by_in() -> None:
-    model = nn.Sequential(Conv1D(48, 16))
+    model = nn.Sequential(conv1d(48, 16))
     (layer,) = find_layers(model)
     assert (layer.kind, layer.shape, layer.reason) == ("Conv1D", (48, 16), None)
     assert torch.equal(layer.weight(), model[0].weight.t())

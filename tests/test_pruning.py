@@ -13,6 +13,7 @@ from ajour.layers import find_layers
 from ajour.pruning import prune
 from ajour.terms.errors import ConversionError, PatternError
 from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured
+from factories import conv1d
 
 sizes = st.integers(1, 40)
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -124,14 +125,8 @@ def test_what_can_t_be_converted_is_left_alone() -> None:
     assert changed == {"linear1.weight", "linear2.weight"}
 
 
-class Conv1D(nn.Module):
-    def __init__(self, n: int, k: int) -> None:
-        super().__init__()
-        self.nf, self.weight, self.bias = n, nn.Parameter(torch.randn(k, n)), nn.Parameter(torch.randn(n))
-
-
 def test_conv1d_is_pruned_along_its_in_features() -> None:
-    model = nn.Sequential(Conv1D(24, 16))
+    model = nn.Sequential(conv1d(24, 16))
     prune(model, NM(1, 4))
     assert (model[0].weight.view(4, 4, 24) != 0).sum(1).eq(1).all()
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ajour.formats.matrix import DTYPES
 from ajour.importers import live, modelopt
 from ajour.importers.live import read_bias
 from ajour.importers.torch_prune import is_prune_hook
 
+_CONV1D = "transformers.pytorch_utils"
+# what every class has, and what only its construction and its looks need
+_HARMLESS = frozenset((
+    "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__", "__classdictcell__",
+    "__constants__", "__dict__", "__doc__", "__firstlineno__", "__init__", "__module__", "__new__", "__orig_bases__",
+    "__parameters__", "__qualname__", "__repr__", "__static_attributes__", "__str__", "__type_params__", "__weakref__",
+))  # fmt: skip
 _KNOWN_PARTS = {"weight", "bias"} | live.PARTS
 
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is the Conv1D of Hugging Face transformers, a linear layer with a transposed weight [k, n]."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == kind.forward.__module__ == _CONV1D
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -43,12 +52,13 @@ def why_not(
 
 
 def _own_methods(module: nn.Module) -> list[str]:
-    """What a subclass of nn.Linear defines besides its construction; a parametrization's property is no such thing."""
-    if is_conv1d(module) or hasattr(module, "parametrizations"):
+    """What a subclass of nn.Linear defines besides its construction; the class that parametrize makes is left out."""
+    if is_conv1d(module):
         return []
-    classes = type(module).__mro__[: type(module).__mro__.index(nn.Linear)]
+    made = 1 if is_parametrized(module) else 0
+    classes = type(module).__mro__[made : type(module).__mro__.index(nn.Linear)]
     own = [kind for kind in classes if not modelopt.is_sparse_class(kind, module)]
-    return [name for kind in own for name in vars(kind) if not name.startswith("__")]
+    return [name for kind in own for name in vars(kind) if name not in _HARMLESS]
 
 
 def _wrapped_reason(name: str) -> str | None:

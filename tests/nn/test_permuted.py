@@ -11,22 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import ajour
+from ajour.layers import is_conv1d
 from ajour.nn import Permuted, linear_of
 from ajour.terms.pattern import NM
+from factories import conv1d
 from pruned import keep_mask, matrix_of
-
-
-class Conv1D(nn.Module):
-    """As transformers has it: y = x @ weight + bias."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.randn(nf))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
 
 
 def sparse() -> nn.Module:
@@ -35,14 +24,14 @@ def sparse() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: nn.Linear(32, 24), lambda: Conv1D(24, 32), sparse], ids=["dense", "conv1d", "2:4"]
+    "make", [lambda: nn.Linear(32, 24), lambda: conv1d(24, 32), sparse], ids=["dense", "conv1d", "2:4"]
 )
 def test_it_is_the_layer_on_features_in_order_and_shows_its_weight_in_theirs(make) -> None:  # type: ignore[no-untyped-def]
     layer, order, x = make(), torch.randperm(32), torch.randn(2, 5, 32)
     permuted = Permuted(layer, order)
     with torch.no_grad():
         assert torch.equal(permuted(x), layer(x[..., order]))
-        w = permuted.weight.t() if isinstance(layer, Conv1D) else permuted.weight
+        w = permuted.weight.t() if is_conv1d(layer) else permuted.weight
         torch.testing.assert_close(permuted(x), nn.functional.linear(x, w, permuted.bias))
     assert (permuted.in_features, permuted.out_features) == (32, 24)
     assert "32 in features in another order" in repr(permuted)
@@ -63,12 +52,12 @@ def test_gradients_reach_x_and_the_layer() -> None:
     assert permuted.layer.weight.grad is not None
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(24, 24), lambda: Conv1D(24, 24)], ids=["linear", "conv1d"])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(24, 24), lambda: conv1d(24, 24)], ids=["linear", "conv1d"])
 def test_a_square_weight_is_read_back_in_the_features_own_order(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     layer = make()
     order = torch.randperm(24)
     inner = copy.deepcopy(layer)
-    side = 0 if isinstance(layer, Conv1D) else 1
+    side = 0 if is_conv1d(layer) else 1
     with torch.no_grad():
         inner.weight.copy_(layer.weight.index_select(side, order))
     permuted = Permuted(inner, order)
@@ -89,3 +78,21 @@ def test_a_weight_that_an_order_does_not_fit_is_refused(weight: Tensor, tmp_path
     ajour.save(nn.Sequential(permuted), tmp_path / "m.safetensors")
     with pytest.raises(ajour.AjourError, match="ajour_order is no order of in features"):
         ajour.read(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(32, 24), lambda: trainable()], ids=["dense", "2:4 trainable"])
+def test_its_weight_takes_gradients_and_refuses_writes(make: Callable[[], nn.Module]) -> None:
+    layer, order = make(), torch.randperm(32)
+    permuted, first = Permuted(layer, order), next(layer.parameters())
+    (expected,) = torch.autograd.grad((layer.weight.square() * torch.arange(32)[order.argsort()]).sum(), first)
+    (found,) = torch.autograd.grad(
+        (permuted.weight[:, order].square() * torch.arange(32)[order.argsort()]).sum(), first
+    )
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad(), pytest.raises(ajour.AjourError, match="would change only a copy"):
+        permuted.weight.mul_(2)
+
+
+def trainable() -> nn.Module:
+    w = torch.where(keep_mask(NM(2, 4), 24, 32), torch.randn(24, 32), 0.0)
+    return linear_of(matrix_of(w, NM(2, 4)), torch.randn(24), trainable=True)

@@ -38,7 +38,8 @@ def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable:
 
     plan:      a Plan, or an example of the model's inputs, for which one is made first, for training if `trainable`.
     fuse:      an activation that provably follows a layer directly, and that no other class of the model sees, is
-               folded into it; a part called on its own afterwards (`model[0](x)`) includes it.
+               folded into it; a part called on its own afterwards (`model[0](x)`) includes it. Where the layer or
+               what stands for the activation is replaced in its place later on, the model computes what it then says.
     trainable: the new layers hold values that require gradients, whatever the old weights did, and run through kernels
                that read these as they are: blocks through compiled ones or Triton's, other patterns through
                `reference`, which holds their zeros but saves no time: a step of 128 rows through 3072 x 768 in 2:4

@@ -19,16 +19,18 @@ from ajour.nn.permuted import Permuted
 
 @dataclass(frozen=True)
 class Fusion:
-    """`container.place` holds the activation that a layer takes over; `activation` is its name."""
+    """`container.place` holds the activation that `container.layer` takes over; `activation` is its name."""
 
     container: nn.Module
+    layer: str
     place: str
     activation: str
 
     def fold(self) -> None:
         """Puts a Folded in the activation's place."""
         if not self._is_folded():
-            _put(self.container, self.place, Folded(_at(self.container, self.place)))
+            activation = _at(self.container, self.place)
+            _put(self.container, self.place, Folded(activation, self.container, self.layer, self.place))
 
     def unfold(self) -> None:
         """Puts the activation back, if it was folded."""
@@ -60,7 +62,7 @@ def find_fusions(model: nn.Module) -> dict[str, Fusion]:
             linear = child.layer if isinstance(child, Permuted) else child
             alone = not isinstance(activation, nn.Module) or (places[id(activation)] == 1 and not has_hooks(activation))
             if name is not None and alone and _is_linear(linear):
-                found[f"{path}.{inside}" if path else inside] = Fusion(module, place, name)
+                found[f"{path}.{inside}" if path else inside] = Fusion(module, layer, place, name)
     return found
 
 

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ajour.conversion.activations import activation_module
 from ajour.layers import Layer, is_conv1d
 from ajour.nn import SparseLinear
 
 
 @dataclass
 class Origin:
-    """In a record of its own, so that the module is no part of the model."""
+    """In a record of its own, so that the module is no part of the model.
+
+    activation: what the layer applied before it was converted, as one that was made by hand may do.
+    """
 
     module: nn.Module
+    activation: str = "none"
 
 
 def origin_of(layer: Layer) -> Origin:
@@ -23,7 +28,8 @@ def origin_of(layer: Layer) -> Origin:
     known = getattr(layer.module, "origin", None)
     if isinstance(known, Origin):
         return known
-    return Origin(layer.module if is_plain(layer) else _plain_twin(layer))
+    own = layer.module.activation if isinstance(layer.module, SparseLinear) else "none"
+    return Origin(layer.module if is_plain(layer) else _plain_twin(layer), own)
 
 
 def is_plain(layer: Layer) -> bool:
@@ -53,11 +59,18 @@ def fill(module: nn.Module, w: Tensor) -> None:
 
 
 def dense_of(sparse: SparseLinear) -> nn.Module:
-    """The dense module that a sparse one stands for: the one that it was converted from, filled, or an nn.Linear."""
-    origin = sparse.origin if isinstance(sparse.origin, Origin) else Origin(_linear(sparse))
+    """The dense module that a sparse one stands for: the one that it was converted from, filled, or an nn.Linear.
+
+    An activation that was folded is left to the Folded that stands in its place, one of the layer's own comes along.
+    """
+    origin = sparse.origin if isinstance(sparse.origin, Origin) else Origin(_linear(sparse), sparse.activation)
     fill(origin.module, sparse.matrix().to_dense())
     origin.module._parameters["bias"] = sparse._parameters["bias"]
-    return origin.module.train(sparse.training)
+    origin.module.train(sparse.training)
+    own = origin.activation
+    return (
+        origin.module if own == "none" else nn.Sequential(origin.module, activation_module(own)).train(sparse.training)
+    )
 
 
 def _linear(sparse: SparseLinear) -> nn.Linear:

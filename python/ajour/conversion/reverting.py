@@ -16,7 +16,9 @@ def revert(model: nn.Module) -> nn.Module:
     """Gives every converted layer its dense module back, in place, and returns the model.
 
     Weights are exact: non-zeros bit for bit, dropped zeros as +0.0. Activations that were folded into a layer and fast
-    paths are what they were before. A model that is itself one sparse layer is returned as its dense module.
+    paths are what they were before. A model that is itself one sparse layer is returned as its dense module, and one
+    that was made with an activation, not converted, as an nn.Sequential of both. Where a single layer is put back
+    (`model[0] = ajour.revert(model[0])`), the activation that it had taken over is applied where it had stood.
     """
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(model, SparseLinear):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ajour.conversion.fusion import Fusion
 from ajour.conversion.origin import empty, fill, is_plain, origin_of
-from ajour.layers import Layer
+from ajour.layers import Layer, is_conv1d
 from ajour.nn import SparseLinear
 
 
@@ -34,6 +34,9 @@ class Swap:
         """Swaps, and takes memory and gradient from the dense weight."""
         old = self.layer.module
         self.sparse.origin = origin_of(self.layer)
+        if is_conv1d(self.sparse.origin.module):  # code that reads it expects its looks
+            n, k = self.layer.shape
+            vars(self.sparse).update(transposed=True, nf=n, nx=k)
         self.sparse.train(old.training)
         if is_plain(self.layer):
             self._refill.append(_memory_of(old, self.sparse if self.rebuilds else None))

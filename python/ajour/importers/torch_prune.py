@@ -45,8 +45,17 @@ def read_pruned(module: nn.Module, stored: str) -> Tensor | None:
 
 
 def is_prune_hook(hook: object) -> bool:
-    """Whether a forward pre-hook is torch.nn.utils.prune's own, whose effect reading weight and bias includes."""
-    return isinstance(hook, BasePruningMethod)
+    """Whether a forward pre-hook multiplies by its mask as torch.nn.utils.prune does, which reading a weight includes.
+
+    A method may choose its mask as it likes; one that applies it in another way computes something else.
+    """
+    kind = type(hook)
+    return (
+        issubclass(kind, BasePruningMethod)
+        and kind.__call__ is BasePruningMethod.__call__
+        and kind.apply_mask is BasePruningMethod.apply_mask
+        and "apply_mask" not in vars(hook)
+    )
 
 
 def _is_mask(name: str, shapes: Shapes) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ajour import huge_pages
 from ajour.formats.matrix import DTYPES, SparseMatrix
 from ajour.nn.selection import canonical_choice, select, why_not
-from ajour.nn.weight import Weight
+from ajour.nn.weight import Looks, Weight, read_of, refusal
 from ajour.ops.gradients import EXPAND, linear
 from ajour.ops.library import LinearOp
 from ajour.ops.prepare import Choice, prepare, restore
@@ -59,6 +59,7 @@ class SparseLinear(nn.Module):
         self.activation = activation
         self.trainable = trainable
         self.origin: Any = None  # what this layer was converted from; conversion sets and reads it
+        self.transposed = False  # whether that is a Conv1D, whose own weight is [k, n]; conversion sets it
         self.choices = None if choices is None else tuple(choices)
         if choices is not None and (refusal := why_not(self.op, matrix, activation, choices)):
             raise KernelError(f"{self.op.name}: {refusal}")
@@ -87,14 +88,44 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight [n, k], read-only; rebuilt when its values are used, differentiable if trainable."""
-        shape = (self.out_features, self.in_features)
+        """The dense weight [n, k], read-only; rebuilt when its values are used, differentiable if trainable.
+
+        [k, n] where the layer stands for a Conv1D, whose own is. Whatever would write to it raises KernelError. What
+        can't be caught: a tensor of a frozen layer's state_dict() is a copy that `load_state_dict` takes back, and
+        `_parameters["weight"] = ...` adds what nothing reads.
+        """
+        shape, packed = (self.out_features, self.in_features), list(self._packed().values())
+        compiling = torch.compiler.is_compiling()
+        if compiling and not self.trainable:  # an op, which falls away where only its dtype was asked for
+            return self._turned(self.op.weight(packed, self.kernels))
+        values, rest, expand = packed[0], packed[1:], EXPAND[self.op.name]
+
+        def read(values: Tensor) -> Tensor:
+            return self._turned(expand([values, *rest], self.pattern, shape))
+
+        if compiling:
+            return read(values)
+        looks = Looks(shape[::-1] if self.transposed else shape, self.dtype, self.device)
         if self.trainable:
-            return EXPAND[self.op.name](list(self._packed().values()), self.pattern, shape)
-        if torch.compiler.is_compiling():  # an op, which falls away where only its dtype was asked for
-            weight: Tensor = self.op.weight(list(self._packed().values()), self.kernels)
-            return weight
-        return Weight(shape, self.dtype, self.device, lambda: self.matrix().to_dense())
+            return read_of(self._title(), looks, values, read)
+        return Weight(self._title(), looks, lambda: self._turned(self.matrix().to_dense()))
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        raise refusal(self._title(), "setting it")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module's, but KernelError where a weight, or a masked original of one (`weight_orig`), is put here."""
+        masked = (f"{held}_orig" for held in ("weight", "bias", *self.op.matrix.NAMES))
+        if name in ("weight", *masked):
+            raise refusal(self._title(), f"registering the parameter {name!r}")
+        super().register_parameter(name, param)
+
+    def _turned(self, w: Tensor) -> Tensor:
+        return w.t().contiguous() if self.transposed else w
+
+    def _title(self) -> str:
+        return f"this {type(self).__name__} ({self.in_features} -> {self.out_features} features)"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
 from ajour.layers import is_conv1d
+from ajour.nn.weight import Looks, read_of
 
 
 class Permuted(nn.Module):
@@ -32,10 +36,13 @@ class Permuted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight in the order of x, for code that reads it; in the layer's own orientation."""
-        side = 0 if is_conv1d(self.layer) else 1
-        weight: Tensor = self.layer.weight.index_select(side, self.ajour_order.argsort())  # type: ignore[operator]
-        return weight
+        """The weight in the order of x, for code that reads it, read-only; in the layer's own orientation."""
+        side = 0 if is_conv1d(self.layer) or getattr(self.layer, "transposed", False) else 1
+        held, order = cast(Tensor, self.layer.weight), self.ajour_order
+        if torch.compiler.is_compiling():
+            return held.index_select(side, order.argsort())
+        looks = Looks((held.shape[0], held.shape[1]), held.dtype, held.device)
+        return read_of("a Permuted layer", looks, held, lambda w: w.index_select(side, order.argsort()))
 
     @property
     def bias(self) -> Tensor | None:
