@@ -150,3 +150,13 @@ def test_settings_that_make_no_sense_are_refused(pattern: Pattern, options: dict
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConversionError, match="no layer matches 'nowhere'"):
         ajour.project(model(), NM(2, 4), layers="nowhere")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_with_a_padding_mask_is_watched() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    example = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": padding}
+    report = ajour.project(nn.TransformerEncoder(layer, 1), NM(2, 4), example)
+    assert report.layers
+    assert all(layer.output_error is not None for layer in report.layers if layer.name.endswith(("linear1", "linear2")))

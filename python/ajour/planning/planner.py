@@ -63,10 +63,11 @@ def plan(
     layers = find_layers(model)
     if example is not None and (lazy := [name for name, held in _held(model) if is_lazy(held)]):
         raise PlanError(f"{lazy[0]!r} is not initialized yet, and planning changes nothing; run the model once first")
-    seen = None if example is None else learn_rows(model, layers, example)
+    notes: dict[str, None] = {}
+    seen = None if example is None else learn_rows(model, layers, example, lambda text: notes.update({text: None}))
     device = next((layer.device for layer in layers if layer.reason is None), torch.device("cpu"))
     bar_of_sparse = None if margin == float("-inf") else margin
-    planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device, trainable)
+    planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device, trainable, notes)
     others = OtherWork()
     from ajour.planning.progress import bar
 
@@ -74,8 +75,8 @@ def plan(
         choices = planner.choices(layers, seen, rows, tell, advance)
     if busy := others.warning():
         planner.notes[busy] = None
-    notes, untried = tuple(planner.notes), tuple(planner.untried)
-    return Plan(choices, this_device(device), planner.margin, memory, notes, untried, trainable)
+    told, untried = tuple(planner.notes), tuple(planner.untried)
+    return Plan(choices, this_device(device), planner.margin, memory, told, untried, trainable)
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

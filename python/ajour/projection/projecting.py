@@ -14,7 +14,7 @@ from ajour.conversion.origin import is_plain
 from ajour.detect import detect
 from ajour.layer_choice import LayerChoice, choose_layers
 from ajour.layers import Layer, find_layers
-from ajour.planning.rows import call, untouched
+from ajour.planning.rows import call, untouched, without_fast_paths
 from ajour.projection.choosing import LOSE, kept_places
 from ajour.projection.energy import lost_energy, scored
 from ajour.projection.permutation import search
@@ -175,7 +175,7 @@ def _watched(model: nn.Module, layers: Sequence[Layer], example: Any, add: Any) 
 
         return watch
 
-    with untouched(model, [layer.module for layer in layers]):
+    with untouched(model, [layer.module for layer in layers]), without_fast_paths():
         try:
             for layer in layers:
                 handles.append(layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True))
