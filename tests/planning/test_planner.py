@@ -228,3 +228,14 @@ def test_progress_names_what_is_measured(
     plan(two_of_four_model(64, 32), torch.randn(3, 64), progress=progress)
     assert "measuring 0 at 3 rows" in told
     assert bool(out.getvalue()) is progress
+
+
+def test_autocast_is_not_measured_and_said_so(clock: FakeClock, add_kernel: AddKernel) -> None:
+    add_kernel(NM_LINEAR, "quick")
+    model, x = two_of_four_model(64, 32), torch.randn(3, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = quiet(model, x)
+    (note,) = made.notes
+    assert note.startswith("autocast to bfloat16 is on here, and no time is of a layer under it")
+    assert note.endswith("plan for model.to(torch.bfloat16), and run that without autocast")
+    assert quiet(model, x).notes == ()

@@ -66,6 +66,8 @@ def plan(
     notes: dict[str, None] = {}
     seen = None if example is None else learn_rows(model, layers, example, lambda text: notes.update({text: None}))
     device = next((layer.device for layer in layers if layer.reason is None), torch.device("cpu"))
+    if torch.is_autocast_enabled(device.type):
+        notes[_of_autocast(device.type)] = None
     bar_of_sparse = None if margin == float("-inf") else margin
     planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device, trainable, notes)
     others = OtherWork()
@@ -77,6 +79,14 @@ def plan(
         planner.notes[busy] = None
     told, untried = tuple(planner.notes), tuple(planner.untried)
     return Plan(choices, this_device(device), planner.margin, memory, told, untried, trainable)
+
+
+def _of_autocast(device: str) -> str:
+    dtype = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+    return (
+        f"autocast to {dtype} is on here, and no time is of a layer under it: each call would cast x, and a sparse layer "
+        f"be slower than shown; plan for model.to(torch.{dtype}), and run that without autocast"
+    )
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
