@@ -84,8 +84,8 @@ def plan(
 def _of_autocast(device: str) -> str:
     dtype = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
     return (
-        f"autocast to {dtype} is on here, and no time is of a layer under it: each call would cast x, and a sparse layer "
-        f"be slower than shown; plan for model.to(torch.{dtype}), and run that without autocast"
+        f"autocast to {dtype} is on here, and no time is of a layer under it: each call would cast x, and a sparse "
+        f"layer be slower than shown; plan for model.to(torch.{dtype}), and run that without autocast"
     )
 
 
