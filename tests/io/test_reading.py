@@ -202,3 +202,9 @@ def test_a_model_that_ties_biases_which_the_file_does_not_is_refused(tmp_path: P
     with pytest.raises(FileError, match=f"'{apart}.bias' and the bias of layer 'a' are tied in the model, not in the"):
         load(tmp_path / "m.safetensors", skeleton)
     assert_same_state(skeleton, before)
+
+
+def test_a_plans_text_is_no_plan(tmp_path: Path) -> None:
+    save(converted(), tmp_path / "m.safetensors")
+    with pytest.raises(PlanError, match=r"expected a Plan or an example .* found the str 'plan.json'"):
+        load(tmp_path / "m.safetensors", Small(), plan="plan.json")

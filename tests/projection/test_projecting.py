@@ -160,3 +160,10 @@ def test_an_encoder_with_a_padding_mask_is_watched() -> None:
     report = ajour.project(nn.TransformerEncoder(layer, 1), NM(2, 4), example)
     assert report.layers
     assert all(layer.output_error is not None for layer in report.layers if layer.name.endswith(("linear1", "linear2")))
+
+
+def test_a_pattern_may_be_named() -> None:
+    some = model()
+    assert str(ajour.project(some, "2:4")) == str(ajour.project(some, NM(2, 4)))
+    with pytest.raises(PatternError, match="'2-4' is no pattern"):
+        ajour.project(some, "2-4")

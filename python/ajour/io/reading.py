@@ -18,7 +18,7 @@ from ajour.io.permuted import wrap_permuted
 from ajour.io.skeleton import Place, find_places, others_of, value_of
 from ajour.nn import SparseLinear, linear_of
 from ajour.ops.prepare import Choice as KernelChoice
-from ajour.planning.plan import Plan
+from ajour.planning.plan import Plan, refuse_text
 from ajour.terms.errors import AjourError, FileError, PlanError
 
 
@@ -39,6 +39,7 @@ def load(path: str | PathLike[str], model: nn.Module, *, plan: Plan | Any = None
 
 
 def _load(path: str | PathLike[str], model: nn.Module, plan: Plan | Any) -> nn.Module:
+    refuse_text(plan)
     saved = read_saved(path)
     trainable = any(layer.trainable for layer in saved.layers.values())
     with torch.no_grad(), ExitStack() as unwrapping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -55,9 +56,8 @@ def plan(
     A candidate's output is checked, max|e| <= 2 max|e_dense| + 2**-23 max(|x| |w|.T), before its time counts. Raises
     PlanError for settings that make no sense; an error of the model itself passes through.
     """
-    if (not margin > -1 and margin != float("-inf")) or not 0 < memory < float("inf"):
-        raise PlanError(f"expected margin > -1 (or -inf) and a positive memory, found margin={margin}, memory={memory}")
-    margin, memory, rows = float(margin), float(memory), None if rows is None else _whole(rows)
+    margin, memory = _settings(margin, memory)
+    rows = None if rows is None else _whole(rows)
     if example is None and rows is None:
         raise PlanError("a plan needs an example, or the rows to plan for")
     layers = find_layers(model)
@@ -92,6 +92,14 @@ def _of_autocast(device: str) -> str:
 def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _settings(margin: float, memory: float) -> tuple[float, float]:
+    fits = all(isinstance(each, Real) for each in (margin, memory))
+    if not fits or (not margin > -1 and margin != float("-inf")) or not 0 < memory < float("inf"):
+        found = f"margin={margin!r}, memory={memory!r}"
+        raise PlanError(f"expected margin > -1 (or -inf) and a positive memory, found {found}")
+    return float(margin), float(memory)
 
 
 def _whole(rows: Iterable[int]) -> list[int]:
