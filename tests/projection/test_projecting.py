@@ -122,7 +122,7 @@ def test_json_and_text_say_the_same() -> None:
     assert f"{first['energy_lost']:.3%}" in text
     assert "x is put in order" in text
     assert "2: its weight holds NaN or Inf, which have no energy to compare" in text
-    assert text.endswith("nothing was changed, .apply(model) does that")
+    assert text.endswith("a report changes nothing, .apply(model) does")
 
 
 def test_what_can_not_be_projected_has_its_reason() -> None:
