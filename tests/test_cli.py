@@ -96,7 +96,9 @@ def test_project_says_what_it_costs_and_saves_only_when_asked(tmp_path: Path) ->
     assert all(0 < row["energy_lost"] < row["energy_lost_unpermuted"] and row["output_error"] > 0 for row in rows)
     assert "2 fit as they are" in run("project", "factories:pruned", "2:4").output
     path = tmp_path / "model.safetensors"
-    assert run("project", "factories:pruned", "1:4", "--permute", "-o", path).exit_code == 0
+    result = run("project", "factories:pruned", "1:4", "--permute", "-o", path)
+    assert result.exit_code == 0
+    assert result.output.endswith(f"a report changes nothing, .apply(model) does\nwrote {path}, with it applied\n")
     assert isinstance(ajour.load(path, pruned())[0], ajour.nn.Permuted)
 
 
@@ -111,7 +113,7 @@ def test_inspect_refuses_a_damaged_file(
 ) -> None:
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"junk" * 30)
-    assert exits(monkeypatch, "inspect", damaged) == 1
+    assert exits(monkeypatch, "inspect", damaged) == 2
     message = capsys.readouterr().err
     assert "neither a safetensors file nor a torch file" in message
     assert message.count("\n") == 1
@@ -124,7 +126,8 @@ def test_inspect_refuses_a_damaged_file(
         (":pruned", "is no folder, no file and no", 2),
         ("no_such_module_of_mine:f", "No module named", 2),
         ("factories:absent", "has no callable 'absent'", 2),
-        ("factories:number", "to return an nn.Module, found int", 1),
+        ("factories:number", "to return an nn.Module, found int", 2),
+        ("", "'' is no folder, no file and no", 2),
     ],
 )
 def test_an_unknown_model_exits_2(
@@ -143,6 +146,25 @@ def test_plan_writes_what_it_prints(tmp_path: Path) -> None:
     made = ajour.Plan.from_json(path.read_text())
     assert made == ajour.Plan.from_json(result.stdout)
     assert [measurement.rows for measurement in made["0"].measurements] == [1, 8]
+    assert not made.trainable
+
+
+def test_plan_times_training_when_asked() -> None:
+    result = run("plan", "factories:pruned", "--trainable", *SHAPE, "--json")
+    assert result.exit_code == 0, result.output
+    assert ajour.Plan.from_json(result.stdout).trainable
+
+
+def test_an_output_that_takes_nothing_more_exits_3() -> None:
+    start = "from ajour.cli import main; main()"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", start, "inspect", "factories:pruned", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent,
+        )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: the output could not be written: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_convert_plans_and_saves(tmp_path: Path) -> None:
@@ -183,7 +205,7 @@ def test_convert_refuses_a_plan_that_is_none(
     assert f"{bad} is no file; make a plan with: ajour plan MODEL -o FILE" in said
     assert said.count("\n") == 1
     bad.write_text("{nope")
-    assert exits(monkeypatch, "convert", "factories:pruned", "-o", out, "--plan", bad) == 1
+    assert exits(monkeypatch, "convert", "factories:pruned", "-o", out, "--plan", bad) == 2
     said = capsys.readouterr().err
     assert f"{bad}: this is no plan: " in said
     assert "make a plan with: ajour plan MODEL -o FILE" in said

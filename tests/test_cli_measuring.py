@@ -160,7 +160,7 @@ def test_a_bare_file_without_linear_layers_is_refused(
 ) -> None:
     path = tmp_path / "norms.safetensors"
     save_file({"norm.weight": torch.ones(8)}, path)
-    assert exits(monkeypatch, "plan", path, "--rows", "8") == 1
+    assert exits(monkeypatch, "plan", path, "--rows", "8") == 2
     assert "holds no weight of a linear layer; `ajour inspect" in capsys.readouterr().err
 
 
@@ -210,3 +210,14 @@ def test_every_verb_can_print_json(verb: str, monkeypatch: pytest.MonkeyPatch) -
     result = run(verb, "--help")
     assert result.exit_code == 0, result.output
     assert "--json" in result.output
+
+
+def test_a_size_that_no_memory_holds_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exits(monkeypatch, "plan", "factories:pruned", "--shape", "99999999999999x64") == 2
+    assert "no input of shape 99999999999999x64 can be made here: " in capsys.readouterr().err
+    assert exits(monkeypatch, "plan", "factories:pruned", "--shape", "4x64", "--rows", "99999999999999") == 3
+    said = capsys.readouterr().err
+    assert "0: 99999999999999 rows can't be held here: " in said
+    assert said.rstrip().endswith("plan for fewer")

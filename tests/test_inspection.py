@@ -193,3 +193,8 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
     with pytest.raises(FileError, match=r"x.safetensors is damaged or no safetensors file"):
         inspect(tmp_path / "x.safetensors")
+
+
+def test_what_is_neither_model_nor_path_is_refused() -> None:
+    with pytest.raises(FileError, match="expected a model or the path of one, found int"):
+        inspect(5)  # type: ignore[arg-type]

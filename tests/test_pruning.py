@@ -173,3 +173,18 @@ def test_one_glob_may_stand_alone() -> None:
     model = prune(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)), NM(2, 4), layers="0")
     assert int((model[0].weight == 0).sum()) == 128
     assert not bool((model[1].weight == 0).any())
+
+
+def test_a_pattern_may_be_named() -> None:
+    named, meant = layer(8, 16), layer(8, 16)
+    meant.load_state_dict(named.state_dict())
+    assert torch.equal(weight(prune(named, "2:4")), weight(prune(meant, NM(2, 4))))
+    with pytest.raises(PatternError, match="2:4 keeps 2 of 4 by itself; leave density out"):
+        prune(named, "2:4", density=0.5)
+    with pytest.raises(PatternError, match="'2-4' is no pattern"):
+        prune(named, "2-4")
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ConversionError, match=r"expected a torch.nn.Module, found int 5"):
+        prune(5, NM(2, 4))  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ from ajour.cli_options import (
     Rows,
     Shape,
     Sizes,
+    Trainable,
     Version,
     asked,
 )
@@ -50,12 +51,10 @@ from ajour.integrations.arguments import (
 from ajour.integrations.bare_weights import load_layers
 from ajour.integrations.examples import intake, label, make_example, make_several
 from ajour.integrations.loading import load_model, read_plan
-from ajour.terms.errors import AjourError, MachineError, UnknownModelError
+from ajour.terms.errors import AjourError, FileError, MachineError
 from ajour.terms.pattern import parse_pattern
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Pruned PyTorch models, run fast, exactly and honestly."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 WIDTH = 120  # of the demo's story where no terminal says otherwise
 # click's own, which typer has moved; of every mistake in the arguments
@@ -120,8 +119,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Pattern and density of every layer; changes and measures nothing."""
-    path = Path(model)
-    _show(ajour.inspect(path if path.exists() else load_model(model)), as_json)
+    _show(ajour.inspect(model if model and Path(model).exists() else load_model(model)), as_json)
 
 
 @app.command()
@@ -158,6 +156,7 @@ def project(
     _show(report, as_json)
     if output is not None:
         ajour.save(report.apply(loaded), output)
+        typer.echo(f"wrote {output}, with it applied", err=as_json)
 
 
 @app.command()
@@ -167,6 +166,7 @@ def plan(
     rows: Rows = "",
     dtype: Dtype = "",
     device: Device = "cpu",
+    trainable: Trainable = False,
     output: PlanOut = None,
     html: PlanHtml = None,
     as_json: Json = False,
@@ -176,7 +176,7 @@ def plan(
 
     counts = asked(parse_rows, rows)
     loaded, examples = _layers(model, shape, counts, dtype, device)
-    made = ajour.plan(loaded, examples, rows=counts)
+    made = ajour.plan(loaded, examples, rows=counts, trainable=trainable)
     if output is not None:
         output.write_text(made.to_json(), encoding="utf-8")
     _show(made, as_json)
@@ -290,7 +290,10 @@ def main() -> None:
         sys.exit(130)
     except AjourError as error:
         _say(str(error))
-        sys.exit(3 if isinstance(error, MachineError) else 2 if isinstance(error, UnknownModelError) else 1)
+        sys.exit(3 if isinstance(error, MachineError) else 2 if isinstance(error, FileError) else 1)
+    except OSError as error:  # a disk that is full, a file that became unwritable
+        _say(f"the output could not be written: {error}")
+        sys.exit(3)
 
 
 def _say(text: str) -> None:

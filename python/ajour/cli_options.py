@@ -28,6 +28,7 @@ Sizes = Annotated[
 Rows = Annotated[str, typer.Option(help="rows to plan for, like 1,8,64; default: what the example produces")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; default: as stored")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Trainable = Annotated[bool, typer.Option("--trainable", help="time y, dx and dw together, by kernels that train")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 

@@ -17,6 +17,7 @@ from ajour.importers import find_weights, open_checkpoint
 from ajour.importers.claims import Checked, claims_of, recipe_claims
 from ajour.layers import find_layers
 from ajour.printed import fitting, printed
+from ajour.terms.errors import FileError
 from ajour.terms.pattern import Dense, Pattern, Unstructured
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def inspect(model_or_path: nn.Module | str | PathLike[str]) -> Inspection:
         said = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
         live = tuple(Checked(claim) for claim in claims_of(said))
         return Inspection(tuple(_layers(model_or_path, live)), claims=live)
+    if not isinstance(model_or_path, (str, PathLike)):
+        raise FileError(f"expected a model or the path of one, found {type(model_or_path).__name__}")
     path = Path(model_or_path)
     checkpoint = open_checkpoint(path)
     weights = find_weights(checkpoint)

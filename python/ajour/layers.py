@@ -58,6 +58,8 @@ class Layer:
 
 def find_layers(model: nn.Module) -> list[Layer]:
     """Every layer in module order, those that can't be converted with the reason; the model is left as it is."""
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"expected a torch.nn.Module, found {type(model).__name__} {model!r:.80}")
     modules = dict(model.named_modules(remove_duplicate=False))
     twins = _twins(model)
     masks = model_masks(model)

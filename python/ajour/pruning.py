@@ -9,12 +9,12 @@ from ajour.layer_choice import LayerChoice, choose_layers, write_weight
 from ajour.layers import find_layers
 from ajour.magnitude import keep_largest, magnitudes
 from ajour.terms.errors import PatternError
-from ajour.terms.pattern import NM, Block, Dense, Pattern
+from ajour.terms.pattern import NM, Block, Dense, Pattern, as_pattern
 
 
 def prune(
     model: nn.Module,
-    pattern: Pattern,
+    pattern: Pattern | str,
     *,
     density: float | None = None,
     layers: LayerChoice | None = None,
@@ -22,8 +22,8 @@ def prune(
 ) -> nn.Module:
     """Zeroes the smallest weights of every linear layer in place, so that each fits `pattern`, and returns the model.
 
-    pattern:  NM keeps the `keep` largest |w| of every group; Block the blocks with the largest sum of |w|;
-              Unstructured the largest |w| of the layer. Among equals, the first in row-major order is kept.
+    pattern:  or its name, like "2:4". NM keeps the `keep` largest |w| of every group; Block the blocks with the largest
+              sum of |w|; Unstructured the largest |w| of the layer. Among equals, the first in row-major order is kept.
     density:  the share of blocks or of weights that is kept, 0 to 1, rounded to a whole number of them; an N:M pattern
               has its own.
     layers:   a name or glob ("encoder.*"), several of them, or a callable (name, module) -> bool; without it all
@@ -33,6 +33,7 @@ def prune(
     Raises PatternError if pattern and density don't go together, ConversionError for a layer that is named and can't be
     pruned, or if nothing matches; the model is unchanged then.
     """
+    pattern = as_pattern(pattern)
     _check(pattern, density, balanced)
     for layer in choose_layers(find_layers(model), layers):
         w = layer.weight()

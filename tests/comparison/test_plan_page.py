@@ -33,6 +33,7 @@ def test_every_layer_its_reason_and_the_totals_are_on_it(plan: Plan, tmp_path: P
     assert "24.6 kB → 13.8 kB" in text
     assert text.index("&lt;i&gt;busy&lt;/i&gt;") < text.index("<b>3.00x</b>"), "doubts stand before the figures"
     assert str(plan.device) in text
+    assert "Not measured: rows below 8 and above 8; there the choice" in text
     assert "http" not in text
 
 

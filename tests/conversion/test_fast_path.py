@@ -63,6 +63,7 @@ def test_it_is_said_and_undone(encoder: nn.TransformerEncoder, monkeypatch: pyte
     convert(encoder, plan_for(encoder, NM(2, 4)))
     said = notes(encoder)
     assert len(said) == 3
+    assert said[0].endswith("padding (src_key_padding_mask) is no longer put out as 0.0")
     assert said[1].startswith("layers.0: the fast path of TransformerEncoderLayer is switched off")
     copied = copy.deepcopy(encoder)
     assert notes(copied) == said

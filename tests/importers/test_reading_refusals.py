@@ -121,3 +121,8 @@ def test_weights_of_zeros_and_ones_beside_a_tool_s_mask_are_weights() -> None:
     assert torch.equal(ajour.read({"fc.weight": ones, "fc._weight_mask": KEPT})["fc.weight"], KEPT.float())
     with pytest.raises(FileError, match="can't be applied to a weight here"):
         ajour.read({"fc.weight": ones, "fc._weight_mask": KEPT.t()})
+
+
+def test_what_is_no_path_is_refused() -> None:
+    with pytest.raises(FileError, match="expected a path, or a mapping of tensors by name, found int"):
+        ajour.read(5)  # type: ignore[call-overload]

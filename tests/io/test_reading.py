@@ -18,8 +18,8 @@ from ajour.nn import SparseLinear
 from ajour.ops.calls import count_calls
 from ajour.planning.plan import Plan
 from ajour.pruning import prune
-from ajour.terms.errors import PlanError
-from ajour.terms.pattern import Unstructured
+from ajour.terms.errors import FileError, PlanError
+from ajour.terms.pattern import NM, Unstructured
 from hand_plan import hand_plan
 
 
@@ -156,3 +156,55 @@ def test_a_default_device_changes_nothing(tmp_path: Path) -> None:
     with torch.device("meta"):
         revert(model)
     torch.testing.assert_close(skeleton(x), model(x))
+
+
+class TiedBiases(nn.Module):
+    """One bias for two layers that are converted, one that stays dense, and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(32, 32) for _ in range(3))
+        self.norm = nn.LayerNorm(32)
+        self.b.bias = self.c.bias = self.norm.bias = self.a.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.c(self.b(self.a(x))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["dense", "meta", "converted"])
+def test_tied_biases_stay_tied(tmp_path: Path, kind: str) -> None:
+    dense = prune(TiedBiases(), NM(2, 4), layers=["a", "b"])
+    model = convert(dense, hand_plan(dense))
+    save(model, tmp_path / "m.safetensors")
+    skeleton: nn.Module = prune(TiedBiases(), NM(2, 4), layers=["a", "b"])
+    if kind == "converted":
+        skeleton = convert(skeleton, hand_plan(skeleton))
+    elif kind == "meta":
+        with torch.device("meta"):
+            skeleton = TiedBiases()
+    loaded = load(tmp_path / "m.safetensors", skeleton)
+    for part in ("b", "c", "norm"):
+        assert loaded.get_submodule(part)._parameters["bias"] is loaded.get_submodule("a")._parameters["bias"]
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("apart", ["b", "c"])
+def test_a_model_that_ties_biases_which_the_file_does_not_is_refused(tmp_path: Path, apart: str) -> None:
+    model = prune(TiedBiases(), NM(2, 4), layers=["a", "b"])
+    own = nn.Parameter(torch.randn(32))
+    for part in ("b",) if apart == "b" else ("c", "norm"):
+        model.get_submodule(part).bias = own
+    save(convert(model, hand_plan(model)), tmp_path / "m.safetensors")
+    skeleton = TiedBiases()
+    before = state(skeleton)
+    with pytest.raises(FileError, match=f"'{apart}.bias' and the bias of layer 'a' are tied in the model, not in the"):
+        load(tmp_path / "m.safetensors", skeleton)
+    assert_same_state(skeleton, before)
+
+
+def test_a_plans_text_is_no_plan(tmp_path: Path) -> None:
+    save(converted(), tmp_path / "m.safetensors")
+    with pytest.raises(PlanError, match=r"expected a Plan or an example .* found the str 'plan.json'"):
+        load(tmp_path / "m.safetensors", Small(), plan="plan.json")

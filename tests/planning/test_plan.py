@@ -104,7 +104,11 @@ def _edited(*path: str | int, value: Any) -> str:
         (("choices", 0, "shape"), [3072, True], r"plan.choices\[0\].shape\[1\]: expected a whole number"),
         (("choices", 0, "shape"), [3072, -768], r"plan.choices\[0\].shape\[1\]: expected a whole number"),
         (("choices", 0, "pattern"), "3 of 4", r"plan.choices\[0\].pattern: '3 of 4' is no pattern"),
-        (("choices", 0, "pattern"), 7, r"plan.choices\[0\].pattern"),
+        (
+            ("choices", 0, "pattern"),
+            7,
+            r"plan.choices\[0\].pattern: expected a pattern or its name, like '2:4' .*, found 7",
+        ),
         (("choices", 0, "density"), "half", r"plan.choices\[0\].density: expected a number"),
         (("choices", 0, "op"), "", "encoder.0.fc1: an op, the pattern it is stored in and its kernels come together"),
         (("choices", 0, "op"), None, r"plan.choices\[0\].op: expected text"),
@@ -248,3 +252,8 @@ def test_every_margin_comes_back(margin: float | None) -> None:
     assert Plan.from_json(plan.to_json()) == plan
     with pytest.raises(PlanError, match="memory"):
         Plan.from_json(Plan((), this_device(), memory=-0.5).to_json())
+
+
+def test_what_is_no_text_is_no_plan() -> None:
+    with pytest.raises(PlanError, match=r"this is no plan: .*not int"):
+        Plan.from_json(5)  # type: ignore[arg-type]

@@ -183,11 +183,18 @@ def test_other_dtypes_are_planned(clock: FakeClock, add_kernel: AddKernel, dtype
     assert (choice.op, choice.dtype) == ("nm_linear", str(dtype).removeprefix("torch."))
 
 
-def test_planning_under_autocast_measures_the_layers_own_dtype(clock: FakeClock, add_kernel: AddKernel) -> None:
+def test_planning_under_autocast_measures_the_layers_own_dtype_and_says_so(
+    clock: FakeClock, add_kernel: AddKernel
+) -> None:
     add_kernel(NM_LINEAR, "quick")
+    model, x = two_of_four_model(64, 32), torch.randn(3, 64)
     with torch.autocast("cpu", torch.bfloat16):
-        (choice,) = quiet(two_of_four_model(64, 32), torch.randn(3, 64)).choices
-    assert (choice.op, choice.dtype) == ("nm_linear", "float32")
+        made = quiet(model, x)
+    assert (made.choices[0].op, made.choices[0].dtype) == ("nm_linear", "float32")
+    (note,) = made.notes
+    assert note.startswith("autocast to bfloat16 is on here, and no time is of a layer under it")
+    assert note.endswith("plan for model.to(torch.bfloat16), and run that without autocast")
+    assert quiet(model, x).notes == ()
 
 
 def test_a_weight_of_zeros_alone_is_planned(clock: FakeClock, add_kernel: AddKernel) -> None:

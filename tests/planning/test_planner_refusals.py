@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from stand_ins import AddKernel, FakeClock, quiet, two_of_four_model
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from ajour.ops import BITMAP_LINEAR, NM_LINEAR
 from ajour.planning.planner import plan
-from ajour.terms.errors import KernelError, PlanError
+from ajour.terms.errors import ConversionError, KernelError, PlanError
 
 
 def test_a_wrong_kernel_is_out_however_fast_it_is(clock: FakeClock, add_kernel: AddKernel) -> None:
@@ -115,3 +117,17 @@ def test_a_lazy_model_is_refused_and_stays_lazy() -> None:
     with pytest.raises(PlanError, match="not initialized"):
         plan(model, torch.randn(2, 8), progress=False)
     assert isinstance(model[0], nn.LazyLinear)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"margin": None}, {"margin": "5%"}, {"memory": "x"}, {"memory": None}, {"memory": 0}]
+)
+def test_settings_that_are_no_numbers_are_refused(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(PlanError, match=f"expected margin > -1 .* found .*{name}={value!r}"):
+        plan(nn.Linear(8, 8), torch.randn(2, 8), progress=False, **settings)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ConversionError, match=r"expected a torch.nn.Module, found int 5"):
+        plan(5, torch.randn(2, 8), progress=False)  # type: ignore[arg-type]

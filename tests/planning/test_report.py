@@ -89,6 +89,19 @@ def test_the_page_says(sentence: str) -> None:
     assert sentence in text(PLAN, 120)
 
 
+def test_rows_outside_the_measured_ones_are_said() -> None:
+    def said(*choices: Choice) -> str:
+        return " ".join(text(Plan(choices, DEVICE), 120).split())
+
+    alone = replace(SPARSE, measurements=(_m(1, 30, 60, 6),))
+    assert "Not measured: rows above 1; there the choice for the nearest measured number holds, and may" in said(alone)
+    assert "Not measured: rows below 16 and above 256; there" in said(SPARSE, MIXED)
+    both = said(SPARSE, replace(alone, layer="head"))
+    assert "Not measured: rows below 16 and above 256 (1 layer), above 1 (1 layer); there" in both
+    as_it_is = replace(DENSE, op="", stored=None, kernels=())
+    assert "Not measured" not in said(as_it_is, KEPT)
+
+
 def test_totals_add_up_by_row_count() -> None:
     lines = [line.split() for line in text(PLAN, 120).splitlines()]
     assert ["16", "14", "layers", "1,050", "520", "167", "3.11x", "6.29x"] in lines

@@ -130,3 +130,20 @@ def test_a_model_made_in_inference_mode_is_watched_and_as_it_was() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert _seen(model, torch.randn(2, 16)) == {"0": {2}}
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("given", [True, False])
+def test_an_encoder_with_a_padding_mask_is_watched_and_its_padding_said(given: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.ModuleDict({"encoder": nn.TransformerEncoder(layer, 1)})
+    encoder = model["encoder"]
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if given else None
+    told: list[str] = []
+    example = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": padding}
+    model.forward = lambda **inputs: encoder(**inputs)  # type: ignore[method-assign, assignment]
+    seen = learn_rows(model, find_layers(model), example, told.append)
+    assert seen == {"encoder.layers.0.linear1": {10}, "encoder.layers.0.linear2": {10}}
+    assert [note.partition(":")[0] for note in told] == ["encoder"] * given
+    assert all("puts out 0.0 by its fast path, which converting" in note for note in told)
+    assert torch.backends.mha.get_fastpath_enabled()

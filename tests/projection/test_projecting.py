@@ -122,7 +122,7 @@ def test_json_and_text_say_the_same() -> None:
     assert f"{first['energy_lost']:.3%}" in text
     assert "x is put in order" in text
     assert "2: its weight holds NaN or Inf, which have no energy to compare" in text
-    assert text.endswith("nothing was changed, .apply(model) does that")
+    assert text.endswith("a report changes nothing, .apply(model) does")
 
 
 def test_what_can_not_be_projected_has_its_reason() -> None:
@@ -150,3 +150,20 @@ def test_settings_that_make_no_sense_are_refused(pattern: Pattern, options: dict
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConversionError, match="no layer matches 'nowhere'"):
         ajour.project(model(), NM(2, 4), layers="nowhere")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_with_a_padding_mask_is_watched() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    example = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": padding}
+    report = ajour.project(nn.TransformerEncoder(layer, 1), NM(2, 4), example)
+    assert report.layers
+    assert all(layer.output_error is not None for layer in report.layers if layer.name.endswith(("linear1", "linear2")))
+
+
+def test_a_pattern_may_be_named() -> None:
+    some = model()
+    assert str(ajour.project(some, "2:4")) == str(ajour.project(some, NM(2, 4)))
+    with pytest.raises(PatternError, match="'2-4' is no pattern"):
+        ajour.project(some, "2-4")

@@ -177,3 +177,8 @@ def test_refusals() -> None:
 def test_this_device_can_be_measured() -> None:
     found = measured(torch.float32, torch.device("cpu"), cpu_timer, smoke=True)
     assert min(found.bandwidth, found.rate, found.empty) > 0
+
+
+def test_a_device_that_is_neither_one_nor_a_name_is_refused() -> None:
+    with pytest.raises(PlanError, match="expected a device or its name, like 'cpu' or 'H100 SXM', found 5"):
+        ajour.limits(nn.Linear(64, 64), None, 5, rows=[1])  # type: ignore[arg-type]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured, parse_pattern
+from ajour.terms.errors import PatternError
+from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured, as_pattern, parse_pattern
 
 NMS = st.integers(2, 32).flatmap(lambda group: st.builds(NM, st.integers(1, group - 1), st.just(group)))
 SIDE = st.integers(1, 256)
@@ -53,6 +55,21 @@ def test_an_impossible_block_is_refused(rows: int, cols: int) -> None:
 def test_anything_else_is_no_pattern(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no pattern|an N:M pattern needs|a block needs"):
         parse_pattern(text)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: NM(2.0, 4), lambda: NM("2", 4), lambda: Block(1.5, 1), lambda: Block(None, 2)]
+)
+def test_a_pattern_of_no_whole_numbers_is_refused(make: Callable[[], Pattern]) -> None:
+    with pytest.raises(PatternError, match="takes whole numbers, found"):
+        make()
+
+
+def test_a_pattern_or_its_name_is_a_pattern() -> None:
+    assert as_pattern("2:4") == as_pattern(NM(2, 4)) == NM(2, 4)
+    for other in (5, None, NM):
+        with pytest.raises(PatternError, match="expected a pattern or its name, like '2:4' or 'block 32x32', found"):
+            as_pattern(other)
 
 
 def test_patterns_are_frozen() -> None:

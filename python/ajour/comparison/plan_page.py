@@ -8,7 +8,7 @@ from pathlib import Path
 from ajour.comparison.document import document, tile_list
 from ajour.comparison.layer_table import layer_table
 from ajour.planning.plan import Plan
-from ajour.planning.report import gains, nothing_to_gain, readable_bytes, warnings
+from ajour.planning.report import beyond, gains, nothing_to_gain, readable_bytes, warnings
 
 MEASURING = (
     "Medians of one call of each layer, dense and sparse in turns, with weights that come from memory as they do in "
@@ -38,6 +38,7 @@ def plan_page(title: str, plan: Plan) -> str:
         f'<p class="soft">Measured on {escape(str(plan.device))}</p>',
         f"<p>{escape(nothing_to_gain(plan) or '')}</p>",
         *(f'<p class="bad">{escape(each)}</p>' for each in warnings(plan)),
+        f'<p class="soft">{escape(beyond(plan) or "")}</p>',
         tile_list(tiles),
         layer_table(plan.choices),
         f'<h2>How this was measured</h2><p class="soft">{escape(MEASURING)}</p>',

@@ -20,7 +20,7 @@ from ajour.nn import SparseLinear, linear_of
 from ajour.nn.selection import why_not
 from ajour.ops import LINEAR_OPS
 from ajour.ops.prepare import Choice as KernelChoice
-from ajour.planning.plan import Choice, Plan
+from ajour.planning.plan import Choice, Plan, refuse_text
 from ajour.terms.errors import AjourError, ConversionError, PlanError
 from ajour.terms.pattern import Block
 
@@ -56,6 +56,7 @@ def convert(model: nn.Module, plan: Plan | Any, *, fuse: bool = True, trainable:
     Raises PlanError for a plan made for another model or kind of device, ConversionError, naming the layer, for a swap
     that can't be made.
     """
+    refuse_text(plan)
     if not isinstance(plan, Plan):
         from ajour.planning.planner import plan as make_plan  # planning is slow to import, and rarely wanted here
 

@@ -46,6 +46,7 @@ def notes(model: nn.Module) -> list[str]:
     return [
         f"{name or 'the model'}: the fast path of {type(module).__name__} is switched off: it reads the weights and "
         "never calls the converted layers"
+        + ("; padding (src_key_padding_mask) is no longer put out as 0.0" if _condition(module) == _ENCODER else "")
         for name, module in model.named_modules()
         if vars(module).get(_BEFORE)
     ]

@@ -55,6 +55,8 @@ def read(
     """
     if mask_key is not None:
         mapping.check_key(mask_key)
+    if not isinstance(path, (str, PathLike, Mapping)):
+        raise FileError(f"expected a path, or a mapping of tensors by name, found {type(path).__name__}")
     checkpoint = in_memory(path) if isinstance(path, Mapping) else open_checkpoint(path)
     try:
         with torch.inference_mode(False), torch.no_grad():

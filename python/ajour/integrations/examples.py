@@ -83,8 +83,9 @@ def make_example(model: nn.Module, shape: Shape) -> Tensor | dict[str, Any]:
 
     The model runs on them once, and is as it was. Raises ValueError, with the model's own error, if it can't.
     """
-    example = _random(model, shape)
     sides = label(shape)
+    with Foreign(lambda said: ValueError(f"no input of shape {sides} can be made here: {said}")):
+        example = _random(model, shape)
     with (
         Foreign(lambda said: ValueError(f"the model does not take an input of shape {sides}: {said}")),
         untouched(model, ()),

@@ -30,7 +30,7 @@ def load_model(spec: str, dtype: torch.dtype | None = None, device: torch.device
     """
     device = torch.device(device)
     check_device(device)
-    if Path(spec).is_dir():
+    if spec and Path(spec).is_dir():
         model = _from_folder(Path(spec))
     elif Path(spec).is_file():
         raise UnknownModelError(
@@ -142,13 +142,13 @@ def _from_factory(spec: str) -> nn.Module:
     except ModuleNotFoundError as error:
         raise MachineError(f"{spec!r} needs a package that is missing: {error}; install it") from None
     if not isinstance(model, nn.Module):
-        raise FileError(f"{spec!r}: expected the factory to return an nn.Module, found {type(model).__name__}")
+        raise UnknownModelError(f"{spec!r}: expected the factory to return an nn.Module, found {type(model).__name__}")
     return model
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan that `ajour plan -o` wrote; raises PlanError if the file holds none."""
+    """A plan that `ajour plan -o` wrote; raises FileError if the file holds none."""
     try:
         return Plan.from_json(path.read_text(encoding="utf-8", errors="replace"))
     except PlanError as error:
-        raise PlanError(f"{path}: {error}; make a plan with: ajour plan MODEL -o FILE") from None
+        raise FileError(f"{path}: {error}; make a plan with: ajour plan MODEL -o FILE") from None

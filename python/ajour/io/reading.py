@@ -18,7 +18,7 @@ from ajour.io.permuted import wrap_permuted
 from ajour.io.skeleton import Place, find_places, others_of, value_of
 from ajour.nn import SparseLinear, linear_of
 from ajour.ops.prepare import Choice as KernelChoice
-from ajour.planning.plan import Plan
+from ajour.planning.plan import Plan, refuse_text
 from ajour.terms.errors import AjourError, FileError, PlanError
 
 
@@ -39,13 +39,15 @@ def load(path: str | PathLike[str], model: nn.Module, *, plan: Plan | Any = None
 
 
 def _load(path: str | PathLike[str], model: nn.Module, plan: Plan | Any) -> nn.Module:
+    refuse_text(plan)
     saved = read_saved(path)
     trainable = any(layer.trainable for layer in saved.layers.values())
     with torch.no_grad(), ExitStack() as unwrapping:
         model = wrap_permuted(saved, model, unwrapping)
         places = find_places(saved, model)
         chosen = _plan(saved, plan, places)
-        built = [(place, _build(saved, place, chosen)) for place in places]
+        biases: dict[int, nn.Parameter] = {}  # by what they replace: tied ones stay tied
+        built = [(place, _build(saved, place, chosen, biases)) for place in places]
         others = {name: (held, value_of(saved, name)) for name, held in others_of(saved, model).items()}
         with ExitStack() as undo:
             for place, sparse in built:
@@ -56,7 +58,7 @@ def _load(path: str | PathLike[str], model: nn.Module, plan: Plan | Any) -> nn.M
             for module in bypassing(model):
                 undo.callback(switch_on, module)
                 switch_off(module)
-            fresh = _fresh(others)
+            fresh = _fresh(others, biases)
             undo.pop_all()
         unwrapping.pop_all()
         _fill(model, others, fresh)
@@ -104,18 +106,13 @@ def _target(place: Place) -> torch.device:
     return torch.device("cpu") if place.layer.device.type == "meta" else place.layer.device
 
 
-def _build(saved: Saved, place: Place, plan: Plan | None) -> SparseLinear:
+def _build(saved: Saved, place: Place, plan: Plan | None, biases: dict[int, nn.Parameter]) -> SparseLinear:
     held, name = place.saved, place.layer.name
     choices: list[KernelChoice] | None = None
     if plan is not None:
         choices = [(entry.limit, entry.kernel, entry.config) for entry in plan[name].kernels]
     device = _target(place)
-    bias = None
-    if held.bias is not None:
-        own = place.layer.module._parameters.get("bias")
-        bias = nn.Parameter(
-            held.bias.to(device), requires_grad=own.requires_grad if own is not None else held.trainable
-        )
+    bias = None if held.bias is None else _bias(place, held.bias.to(device), biases)
     try:
         return linear_of(
             held.matrix.to(device), bias, choices=choices, activation=held.activation, trainable=held.trainable
@@ -126,12 +123,19 @@ def _build(saved: Saved, place: Place, plan: Plan | None) -> SparseLinear:
         ) from error
 
 
-def _fresh(others: dict[str, tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
-    """What replaces tensors that can't be written, on the meta device or of inference mode.
+def _bias(place: Place, value: Tensor, biases: dict[int, nn.Parameter]) -> nn.Parameter:
+    own = place.layer.module._parameters.get("bias")
+    if own is None:  # a mask made it
+        return nn.Parameter(value, requires_grad=place.saved.trainable)
+    return biases.setdefault(id(own), nn.Parameter(value, requires_grad=own.requires_grad))
+
+
+def _fresh(others: dict[str, tuple[Tensor, Tensor]], biases: dict[int, nn.Parameter]) -> dict[int, Tensor]:
+    """What replaces tensors that can't be written, on the meta device or of inference mode, and biases of new layers.
 
     One for one, so tied ones stay tied and the others share no memory.
     """
-    made: dict[int, Tensor] = {}
+    made: dict[int, Tensor] = dict(biases)
     taken: set[int] = set()
     for held, value in others.values():
         if (held.is_meta or held.is_inference()) and id(held) not in made:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -46,7 +47,7 @@ def find_places(saved: Saved, model: nn.Module) -> list[Place]:
     for name, layer in layers.items():
         if isinstance(layer.module, SparseLinear) and name not in saved.layers:
             raise FileError(f"{saved.path} holds the layer {name!r} dense; load it into a model that is not converted")
-    _check_others(saved, model)
+    _check_others(saved, model, places)
     return places
 
 
@@ -81,7 +82,7 @@ def _why_not_layer(layer: Layer, held: SavedLayer) -> str | None:
     return None
 
 
-def _check_others(saved: Saved, model: nn.Module) -> None:
+def _check_others(saved: Saved, model: nn.Module, places: Sequence[Place]) -> None:
     owned = tuple(f"{name}." if name else "" for name in saved.layers)
     state = {name: t for name, t in model.state_dict(keep_vars=True).items() if not (owned and name.startswith(owned))}
     names = saved.tensors.keys() | saved.ties.keys()
@@ -100,6 +101,7 @@ def _check_others(saved: Saved, model: nn.Module) -> None:
                 raise FileError(f"{saved.path} lacks {name!r}, which the model has on the meta device")
             _check_tensor(saved, name, buffer, saved.buffers[name])
     _check_ties(saved, state)
+    _check_tied_biases(saved, state, places)
 
 
 def _check_tensor(saved: Saved, name: str, here: Tensor, there: Tensor) -> None:
@@ -119,3 +121,23 @@ def _check_ties(saved: Saved, state: Mapping[str, object]) -> None:
             raise FileError(
                 f"{saved.path} is of another model: {name!r} and {twin!r} are tied in the model, not in the file"
             )
+
+
+def _check_tied_biases(saved: Saved, state: Mapping[str, object], places: Sequence[Place]) -> None:
+    """A bias stands in the file once for each layer: where the model ties it to others, all must be of one value."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for place in places:
+        own, bias = place.layer.module._parameters.get("bias"), place.saved.bias
+        if own is not None and bias is not None:
+            _check_tied(saved, f"{place.layer.name}.bias", bias, *first.setdefault(id(own), (place.layer.name, bias)))
+    for name, tensor in state.items():
+        if id(tensor) in first:
+            _check_tied(saved, name, value_of(saved, name), *first[id(tensor)])
+
+
+def _check_tied(saved: Saved, name: str, value: Tensor, layer: str, bias: Tensor) -> None:
+    if not torch.equal(value.view(torch.uint8), bias.view(torch.uint8)):
+        raise FileError(
+            f"{saved.path} is of another model: {name!r} and the bias of layer {layer!r} are tied in the model, not in "
+            "the file"
+        )

@@ -9,8 +9,8 @@ from ajour.detect import Detection
 from ajour.ops import LINEAR_OPS
 from ajour.ops.gradients import why_not_trained
 from ajour.ops.library import LinearOp
-from ajour.terms.errors import PlanError
-from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured, parse_pattern
+from ajour.terms.errors import PatternError, PlanError
+from ajour.terms.pattern import NM, Block, Dense, Pattern, Unstructured, as_pattern
 from ajour.terms.problem import Problem
 
 LEANEST = 2.0  # a pattern that stores more than this many times the leanest one's elements is hopeless
@@ -61,13 +61,9 @@ def parse_formats(formats: Iterable[Pattern | str] | None) -> tuple[Pattern, ...
     if isinstance(formats, (str, Dense, NM, Block, Unstructured)):
         formats = [formats]
     try:
-        found = tuple(parse_pattern(each) if isinstance(each, str) else each for each in formats)
-    except (ValueError, TypeError) as error:
+        return tuple(map(as_pattern, formats))
+    except (PatternError, TypeError) as error:
         raise PlanError(f"formats: {error}") from None
-    for each in found:
-        if not isinstance(each, (Dense, NM, Block, Unstructured)):
-            raise PlanError(f"formats: expected patterns or their names, like '2:4', found {each!r}")
-    return found
 
 
 def elements(found: Detection, pattern: Pattern) -> int:

@@ -19,7 +19,7 @@ from ajour.planning.choosing import Decision, Timed, Times
 from ajour.planning.correctness import MULTIPLICATIONS, Oracle
 from ajour.planning.plan import DENSE_KERNELS, RowChoice, serving
 from ajour.planning.timing import Side, Timer, Timing, copies_needed, measure
-from ajour.terms.errors import AjourError
+from ajour.terms.errors import AjourError, MachineError
 from ajour.terms.pattern import Dense
 from ajour.terms.problem import Problem
 from ajour.terms.row_table import make_row_table, parse_row_table
@@ -134,7 +134,10 @@ class Bench:
         packs: dict[int, list[list[Tensor]]] = {}  # by the packed form, which several configurations may share
         for m in rows:
             self.told(f"{subject.name} at {m} rows")
-            task = self.task(subject, m)
+            try:
+                task = self.task(subject, m)
+            except RuntimeError as error:  # of torch's allocators, and of sizes that no tensor has
+                raise MachineError(f"{subject.name}: {m} rows can't be held here: {error}; plan for fewer") from error
             sides = task.dense_sides([held[0] for held in weights])
             others = len(sides)
             timed: list[Built] = []

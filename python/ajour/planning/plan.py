@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -129,6 +130,15 @@ class Choice:
         if not self.dense_us or not self.sparse_us:
             return None
         return self.dense_us / self.sparse_us
+
+
+def refuse_text(given: object) -> None:
+    """Raises PlanError for the path or the text of a plan, where a Plan or an example is expected."""
+    if isinstance(given, (str, bytes, PathLike)):
+        raise PlanError(
+            f"expected a Plan or an example of the model's inputs, found the {type(given).__name__} {given!r:.80}; "
+            "ajour.Plan.from_json(text) makes a Plan of a plan's text, Path(file).read_text() is that of a file"
+        )
 
 
 class LayerShape(Protocol):

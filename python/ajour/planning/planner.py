@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -55,18 +56,20 @@ def plan(
     A candidate's output is checked, max|e| <= 2 max|e_dense| + 2**-23 max(|x| |w|.T), before its time counts. Raises
     PlanError for settings that make no sense; an error of the model itself passes through.
     """
-    if (not margin > -1 and margin != float("-inf")) or not 0 < memory < float("inf"):
-        raise PlanError(f"expected margin > -1 (or -inf) and a positive memory, found margin={margin}, memory={memory}")
-    margin, memory, rows = float(margin), float(memory), None if rows is None else _whole(rows)
+    margin, memory = _settings(margin, memory)
+    rows = None if rows is None else _whole(rows)
     if example is None and rows is None:
         raise PlanError("a plan needs an example, or the rows to plan for")
     layers = find_layers(model)
     if example is not None and (lazy := [name for name, held in _held(model) if is_lazy(held)]):
         raise PlanError(f"{lazy[0]!r} is not initialized yet, and planning changes nothing; run the model once first")
-    seen = None if example is None else learn_rows(model, layers, example)
+    notes: dict[str, None] = {}
+    seen = None if example is None else learn_rows(model, layers, example, lambda text: notes.update({text: None}))
     device = next((layer.device for layer in layers if layer.reason is None), torch.device("cpu"))
+    if torch.is_autocast_enabled(device.type):
+        notes[_of_autocast(device.type)] = None
     bar_of_sparse = None if margin == float("-inf") else margin
-    planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device, trainable)
+    planner = Planner(parse_formats(formats), bar_of_sparse, memory, timer_for(device), device, trainable, notes)
     others = OtherWork()
     from ajour.planning.progress import bar
 
@@ -74,13 +77,29 @@ def plan(
         choices = planner.choices(layers, seen, rows, tell, advance)
     if busy := others.warning():
         planner.notes[busy] = None
-    notes, untried = tuple(planner.notes), tuple(planner.untried)
-    return Plan(choices, this_device(device), planner.margin, memory, notes, untried, trainable)
+    told, untried = tuple(planner.notes), tuple(planner.untried)
+    return Plan(choices, this_device(device), planner.margin, memory, told, untried, trainable)
+
+
+def _of_autocast(device: str) -> str:
+    dtype = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+    return (
+        f"autocast to {dtype} is on here, and no time is of a layer under it: each call would cast x, and a sparse "
+        f"layer be slower than shown; plan for model.to(torch.{dtype}), and run that without autocast"
+    )
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _settings(margin: float, memory: float) -> tuple[float, float]:
+    fits = all(isinstance(each, Real) for each in (margin, memory))
+    if not fits or (not margin > -1 and margin != float("-inf")) or not 0 < memory < float("inf"):
+        found = f"margin={margin!r}, memory={memory!r}"
+        raise PlanError(f"expected margin > -1 (or -inf) and a positive memory, found {found}")
+    return float(margin), float(memory)
 
 
 def _whole(rows: Iterable[int]) -> list[int]:

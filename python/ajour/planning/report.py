@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -17,6 +18,7 @@ from ajour.planning.timing import remedy
 
 WIDTH = 120  # of print(plan) where no terminal says otherwise
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number: encoder.layer.0.query
+MOST_SPANS = 4  # ranges of rows that one sentence names
 COLUMNS = ("rows", "choice", "today", "dense", "planned", "gain", "over today")
 WIDTHS = (6, 16, 10, 10, 10, 7, 10)
 HEAVY, LIGHT = "bold", "dim"
@@ -203,6 +205,8 @@ def _notes(plan: Plan) -> Iterator[Text]:
     if gaps := sorted({gap for c in plan.choices for gap in _unmeasured(c)}):
         spans = ", ".join(f"{low}-{high}" for low, high in gaps)
         lines.append(f"Not measured: {spans} rows; there the choice for the larger number holds.")
+    if outside := beyond(plan):
+        lines.append(outside)
     if plan.untried:
         left = _counted(len(set(map(_without_layer, plan.untried))), "other way")
         lines.append(f"Not timed: {left} to run these layers, most of them for other devices (--json says why).")
@@ -235,6 +239,25 @@ def _unmeasured(choice: Choice) -> Iterator[tuple[int, int]]:
     for low, high in zip(choice.measurements, choice.measurements[1:], strict=False):
         if choice.at(low.rows) != choice.at(high.rows) and high.rows - low.rows > 1:
             yield low.rows + 1, high.rows - 1
+
+
+def beyond(plan: Plan) -> str | None:
+    """That a plan knows nothing of fewer and of more rows than were measured, where it chose something for them."""
+    chosen = [c.measurements for c in plan.choices if c.op and c.measurements]
+    spans = Counter((measured[0].rows, measured[-1].rows) for measured in chosen)
+    if not spans:
+        return None
+    several = len(spans) > 1
+    where = [_outside(*span) + (f" ({_counted(count, 'layer')})" if several else "") for span, count in spans.items()]
+    return (
+        f"Not measured: rows {', '.join(where[:MOST_SPANS])}{', ...' if len(where) > MOST_SPANS else ''}; there the "
+        "choice for the nearest measured number holds, and may be slower than the layer as it is. Plan with the "
+        "numbers of rows that will run: several examples, or rows=[...]."
+    )
+
+
+def _outside(least: int, most: int) -> str:
+    return f"below {least} and above {most}" if least > 1 else f"above {most}"
 
 
 def _shortened(notes: Iterable[str]) -> Iterator[str]:

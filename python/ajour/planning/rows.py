@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,17 +14,23 @@ from ajour.layers import Layer
 MOST_COUNTS = 4  # distinct numbers of rows that are planned for, if the example produces more
 
 
-def learn_rows(model: nn.Module, layers: Sequence[Layer], example: Any) -> dict[str, set[int]]:
+def learn_rows(
+    model: nn.Module, layers: Sequence[Layer], example: Any, tell: Callable[[str], None] = lambda text: None
+) -> dict[str, set[int]]:
     """Rows of x (all leading sides multiplied) that each layer sees, by layer; no entry for layers that never ran.
 
     example: a tensor, a tuple of inputs, a mapping of named inputs, or a list of several of these, for several sizes.
+    tell:    called with what a reader should know of converting a model that runs like this.
     The model runs in eval mode under no_grad; training flags, buffers, hooks and random state are as they were after.
     """
     seen: dict[str, set[int]] = {}
     watched = [layer for layer in layers if layer.reason is None]
-    with untouched(model, [layer.module for layer in watched]), torch.no_grad():
+    with untouched(model, [layer.module for layer in watched]), without_fast_paths(), torch.no_grad():
         handles = []
         try:
+            for name, module in model.named_modules():
+                if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+                    handles.append(module.register_forward_pre_hook(_watch_padding(name, tell), with_kwargs=True))
             for layer in watched:
                 handles.append(layer.module.register_forward_pre_hook(_watch(seen, layer.name), with_kwargs=True))
             for inputs in example if isinstance(example, list) else [example]:
@@ -58,6 +64,28 @@ def _watch(seen: dict[str, set[int]], name: str) -> Any:
             seen.setdefault(name, set()).add(x.shape[:-1].numel())
 
     return hook
+
+
+def _watch_padding(name: str, tell: Callable[[str], None]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (args[2] if len(args) > 2 else kwargs.get("src_key_padding_mask")) is not None:
+            tell(
+                f"{name or 'the model'}: where src_key_padding_mask says padding, TransformerEncoder in eval puts out "
+                "0.0 by its fast path, which converting one of its layers switches off: then padding has other values"
+            )
+
+    return hook
+
+
+@contextmanager
+def without_fast_paths() -> Iterator[None]:
+    """torch's transformers call their layers inside; beside hooks, their nested tensors would fail in the layers."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import typing
 from types import UnionType
 from typing import Any, TypeVar
 
-from ajour.terms.errors import PlanError
+from ajour.terms.errors import PatternError, PlanError
 from ajour.terms.pattern import NM, Block, Dense, Unstructured, parse_pattern
 
 _KIND = "ajour plan"
@@ -39,7 +39,7 @@ def read(cls: type[T], text: str, version: int) -> T:
     """
     try:
         data = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise PlanError(f"this is no plan: {error}") from None
     if not isinstance(data, dict) or data.pop("kind", None) != _KIND:
         raise PlanError('this is no plan: expected an object with "kind": "ajour plan"')
@@ -99,7 +99,7 @@ def _union(inner: tuple[Any, ...], data: Any, where: str, version: int) -> Any:
     if any(pattern in inner for pattern in _PATTERNS):
         try:
             return parse_pattern(data)
-        except (ValueError, TypeError) as error:
+        except PatternError as error:
             raise PlanError(f"{where}: {error}") from None
     (kind,) = (item for item in inner if item is not type(None))
     return _value(kind, data, where, version)

@@ -14,19 +14,19 @@ from ajour.conversion.origin import is_plain
 from ajour.detect import detect
 from ajour.layer_choice import LayerChoice, choose_layers
 from ajour.layers import Layer, find_layers
-from ajour.planning.rows import call, untouched
+from ajour.planning.rows import call, untouched, without_fast_paths
 from ajour.projection.choosing import LOSE, kept_places
 from ajour.projection.energy import lost_energy, scored
 from ajour.projection.permutation import search
 from ajour.projection.producers import find_producers
 from ajour.projection.report import LayerProjection, Projection
 from ajour.terms.errors import PatternError
-from ajour.terms.pattern import NM, Dense, Pattern
+from ajour.terms.pattern import NM, Dense, Pattern, as_pattern
 
 
 def project(
     model: nn.Module,
-    pattern: Pattern,
+    pattern: Pattern | str,
     example: Any = None,
     *,
     layers: LayerChoice | None = None,
@@ -36,8 +36,9 @@ def project(
 ) -> Projection:
     """What it would cost to make every linear layer fit `pattern`: a report that changes nothing until `apply`.
 
-    pattern:    NM keeps the `keep` largest weights of every group and leaves groups that fit as they are; of blocks and
-                of scattered weights the weakest go, as many as lose at most `lose` of the layer's energy.
+    pattern:    or its name, like "2:4". NM keeps the `keep` largest weights of every group and leaves groups that fit
+                as they are; of blocks and of scattered weights the weakest go, as many as lose at most `lose` of the
+                layer's energy.
     example:    a tensor, a tuple of inputs, a mapping of named inputs, or a list of several of these: the report says
                 how far each layer's output moves on them, in eval mode.
     layers:     a name or glob ("encoder.*"), several of them, or a callable (name, module) -> bool.
@@ -50,6 +51,7 @@ def project(
     Raises PatternError if the settings don't go together, ConversionError for a layer that is named and can't be
     converted, or if nothing matches.
     """
+    pattern = as_pattern(pattern)
     share = _checked(pattern, lose, permute, calibrated, example)
     found = find_layers(model)
     chosen = choose_layers(found, layers)
@@ -175,7 +177,7 @@ def _watched(model: nn.Module, layers: Sequence[Layer], example: Any, add: Any) 
 
         return watch
 
-    with untouched(model, [layer.module for layer in layers]):
+    with untouched(model, [layer.module for layer in layers]), without_fast_paths():
         try:
             for layer in layers:
                 handles.append(layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True))

@@ -135,4 +135,4 @@ def _summary(report: Projection) -> str:
     text = f"{len(asked)} layers to {report.pattern}: {fit} fit as they are"
     if worst is not None:
         text += f", {worst.name or 'the model'} would lose most: {worst.energy_lost:.3%} of its energy"
-    return text + "; nothing was changed, .apply(model) does that"
+    return text + "; a report changes nothing, .apply(model) does"

@@ -57,6 +57,8 @@ def _facts(usable: Sequence[Layer], device: torch.device | str | None) -> Device
     dtypes = dict.fromkeys(layer.dtype for layer in usable)
     own = usable[0].device
     where = own if device is None else device
+    if not isinstance(where, (str, torch.device)):
+        raise PlanError(f"expected a device or its name, like 'cpu' or 'H100 SXM', found {where!r}")
     if isinstance(where, str) and where.partition(":")[0] not in ("cpu", "cuda"):
         facts = named(where)
         if unknown := [_dtype(layer) for layer in usable if _dtype(layer) not in facts.rates]:

@@ -7,8 +7,8 @@ class AjourError(Exception):
     """Base of every error that ajour raises on purpose."""
 
 
-class PatternError(AjourError):
-    """A weight does not fit the pattern that a format was asked to hold."""
+class PatternError(AjourError, ValueError):
+    """A weight does not fit the pattern that a format was asked to hold, or there is no such pattern."""
 
 
 class FormatError(AjourError):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ajour.conversion.fast_path import has_fast_path
 from ajour.importers.torch_prune import is_prune_hook
 from ajour.layers import Layer
 from ajour.ops import DENSE_LINEAR
-from ajour.planning.rows import call, untouched
+from ajour.planning.rows import call, untouched, without_fast_paths
 from ajour.terms.errors import AjourError, VerificationError
 
 
@@ -49,7 +50,11 @@ def _in_float64(model: nn.Module) -> Iterator[None]:
 
 
 def run_on_onednn(reference: nn.Module, layers: Sequence[Layer], example: Any) -> list[Tensor]:
-    """The reference's outputs with these of its layers computed by oneDNN, as converted ones may be."""
+    """The reference's outputs with these of its layers computed by oneDNN, as converted ones may be.
+
+    Hooks don't go with torch's fast paths, whose outputs at padding are other ones: with fast paths it is the outputs
+    with them, changed by what oneDNN changes without them.
+    """
     kernel = DENSE_LINEAR.kernel("onednn")
     handles = []
 
@@ -61,13 +66,22 @@ def run_on_onednn(reference: nn.Module, layers: Sequence[Layer], example: Any) -
 
         return hook
 
-    with untouched(reference):
+    with untouched(reference), without_fast_paths():
+        plain = run(reference, example) if has_fast_path(reference) else None
         try:
             handles = [layer.module.register_forward_hook(on_onednn(layer)) for layer in layers]
-            return run(reference, example)
+            found = run(reference, example)
         finally:
             for handle in handles:
                 handle.remove()
+    if plain is None:
+        return found
+    with untouched(reference):
+        fast = run(reference, example)
+    return [
+        f.double() + torch.where(y == p, 0.0, y.double() - p.double())
+        for f, y, p in zip(fast, found, plain, strict=True)
+    ]
 
 
 def run(model: nn.Module, example: Any) -> list[Tensor]:
