@@ -13,6 +13,7 @@ from torch import nn
 from ajour.conversion.fast_path import bypassing, switch_off, switch_on
 from ajour.conversion.fusion import Fusion, find_fusions
 from ajour.conversion.recorded import record_plan
+from ajour.conversion.seclusion import kept_elsewhere
 from ajour.conversion.swap import Swap
 from ajour.formats.matrix import SparseMatrix
 from ajour.layers import Layer, find_layers
@@ -87,8 +88,15 @@ def _checked(model: nn.Module, plan: Plan, fuse: bool, trainable: bool) -> Itera
     for device in {layers[choice.layer].device for choice in chosen}:
         if refusal := plan.why_not_device(device):
             raise PlanError(f"this plan is for another kind of device: {refusal}")
+    elsewhere = kept_elsewhere(model)
     for choice in chosen:
         layer = layers[choice.layer]
+        if (place := elsewhere.get(id(layer.module))) and not isinstance(layer.module, SparseLinear):
+            raise ConversionError(
+                f"layer {layer.name!r} also stands in the plain attribute {place!r}, where it would not be swapped and "
+                "would be left without its weight; read it from its own place, or register it there too "
+                "(nn.ModuleList), which keeps it dense"
+            )
         if layer.reason is not None:
             raise ConversionError(f"layer {layer.name!r} can't be converted: {layer.reason}")
         choice = _without_zeros(choice) if trainable else choice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import weakref
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ajour.conversion.discretion import discretion
+from ajour.conversion.source import tree_of
 from ajour.importers.torch_prune import is_prune_hook
 
 _MOST_OBJECTS = 100_000  # of what attributes lead to; past that the search gives up, which proves nothing
@@ -31,6 +33,45 @@ def secluded(model: nn.Module, libraries: tuple[str, ...] = ()) -> bool:
     if any(_is_listened_to(module) for module in modules) or _leads_inside(modules):
         return False
     return all(_calls_only(module) for module in modules if not _is_of(module, (*_LIBRARIES, *libraries)))
+
+
+def kept_elsewhere(model: nn.Module) -> dict[int, str]:
+    """id of a module -> the plain attribute, list, tuple, dict or set of a module that holds it too, and that is read.
+
+    What stands there would not be swapped. An attribute that no method of the model's classes reads, as tools leave
+    them for their own records, is none; where a class has no source, each is taken to be read.
+    """
+    kinds, usual = {type(module) for module in model.modules()}, frozenset(vars(nn.Module()))
+    names = [_names_read(base) for base in {base for kind in kinds for base in kind.__mro__} if not _is_known(base)]
+    found: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in usual and any(known is None or name in known for known in names):
+                place = f"{path}.{name}" if path else name
+                found |= {id(inner): place for inner in _plainly_held(value, set())}
+    return found
+
+
+def _is_known(base: type) -> bool:
+    return base.__module__.partition(".")[0] in (*_LIBRARIES, "builtins")
+
+
+def _names_read(base: type) -> frozenset[str] | None:
+    tree = tree_of(base)
+    if tree is None:
+        return None
+    methods = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name != "__init__"]
+    nodes = [node for method in methods for node in ast.walk(method)]
+    return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load))
+
+
+def _plainly_held(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, (list, tuple, set, frozenset, dict)) and id(value) not in seen:
+        seen.add(id(value))
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _plainly_held(inner, seen)
 
 
 def _is_of(module: nn.Module, libraries: tuple[str, ...]) -> bool:

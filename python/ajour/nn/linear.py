@@ -94,32 +94,33 @@ class SparseLinear(nn.Module):
         can't be caught: a tensor of a frozen layer's state_dict() is a copy that `load_state_dict` takes back, and
         `_parameters["weight"] = ...` adds what nothing reads.
         """
-        shape, packed = (self.out_features, self.in_features), list(self._packed().values())
-        compiling = torch.compiler.is_compiling()
-        if compiling and not self.trainable:  # an op, which falls away where only its dtype was asked for
-            return self._turned(self.op.weight(packed, self.kernels))
-        values, rest, expand = packed[0], packed[1:], EXPAND[self.op.name]
+        shape, compiling = (self.out_features, self.in_features), torch.compiler.is_compiling()
+        if not self.trainable:
+            if compiling:  # an op, which falls away where only its dtype was asked for
+                return self._turned(self.op.weight(list(self._packed().values()), self.kernels))
+            return Weight(self._title, self._looks(), lambda: self._turned(self.matrix().to_dense()))
+        values, *rest = self._packed().values()
+        expand = EXPAND[self.op.name]
 
         def read(values: Tensor) -> Tensor:
             return self._turned(expand([values, *rest], self.pattern, shape))
 
-        if compiling:
-            return read(values)
-        looks = Looks(shape[::-1] if self.transposed else shape, self.dtype, self.device)
-        if self.trainable:
-            return read_of(self._title(), looks, values, read)
-        return Weight(self._title(), looks, lambda: self._turned(self.matrix().to_dense()))
+        return read(values) if compiling else read_of(self._title, self._looks(), values, read)
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
-        raise refusal(self._title(), "setting it")
+        raise refusal(self._title, "setting it")
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As nn.Module's, but KernelError where a weight, or a masked original of one (`weight_orig`), is put here."""
         masked = (f"{held}_orig" for held in ("weight", "bias", *self.op.matrix.NAMES))
         if name in ("weight", *masked):
-            raise refusal(self._title(), f"registering the parameter {name!r}")
+            raise refusal(self._title, f"registering the parameter {name!r}")
         super().register_parameter(name, param)
+
+    def _looks(self) -> Looks:
+        n, k = self.out_features, self.in_features
+        return Looks((k, n) if self.transposed else (n, k), self.dtype, self.device)
 
     def _turned(self, w: Tensor) -> Tensor:
         return w.t().contiguous() if self.transposed else w

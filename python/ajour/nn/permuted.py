@@ -42,7 +42,10 @@ class Permuted(nn.Module):
         if torch.compiler.is_compiling():
             return held.index_select(side, order.argsort())
         looks = Looks((held.shape[0], held.shape[1]), held.dtype, held.device)
-        return read_of("a Permuted layer", looks, held, lambda w: w.index_select(side, order.argsort()))
+        return read_of(self._title, looks, held, lambda w: w.index_select(side, order.argsort()))
+
+    def _title(self) -> str:
+        return f"this Permuted ({self.in_features} -> {self.out_features} features)"
 
     @property
     def bias(self) -> Tensor | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ from torch.utils._pytree import tree_map_only
 from ajour.terms.errors import KernelError
 
 
-@dataclass(frozen=True)
-class Looks:
+class Looks(NamedTuple):
     """What a contiguous tensor looks like; a tensor on meta takes ten times as long to make."""
 
     shape: tuple[int, int]
@@ -35,13 +33,17 @@ class Weight(Tensor):
     the layer holds its weight in another form and would never see it.
     """
 
-    _owner: str
+    _owner: Callable[[], str]  # asked only for a refusal
     _rebuild: Callable[[], Tensor]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
-        cls, owner: str, looks: Tensor | Looks, rebuild: Callable[[], Tensor], device: torch.device | None = None
+        cls,
+        owner: Callable[[], str],
+        looks: Tensor | Looks,
+        rebuild: Callable[[], Tensor],
+        device: torch.device | None = None,
     ) -> Weight:
         """looks: its shape, strides and dtype; device: where it is, if `looks` is on another."""
         weight: Weight = torch.Tensor._make_wrapper_subclass(
@@ -100,7 +102,7 @@ class Weight(Tensor):
 
     def data_ptr(self) -> int:
         """Refused: there is no memory to point at."""
-        raise KernelError(f"the weight of {self._owner} has no memory of its own; clone() it first")
+        raise KernelError(f"the weight of {self._owner()} has no memory of its own; clone() it first")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self._rebuild().clone()
@@ -112,15 +114,15 @@ class Weight(Tensor):
         return repr(self._rebuild())
 
 
-def refusal(owner: str, attempt: str) -> KernelError:
-    """What to say to whoever attempts to change the weight of `owner`."""
+def refusal(owner: Callable[[], str], attempt: str) -> KernelError:
+    """What to say to whoever attempts to change the weight of `owner()`."""
     return KernelError(
-        f"the weight of {owner} is rebuilt for reading, and {attempt} would change only a copy; "
+        f"the weight of {owner()} is rebuilt for reading, and {attempt} would change only a copy; "
         "revert the model first, edit its weight, and convert it again"
     )
 
 
-def read_of(owner: str, looks: Looks, source: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+def read_of(owner: Callable[[], str], looks: Looks, source: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
     """The Weight read(source), rebuilt once and only when its values are used; source gets its gradient.
 
     read: linear in source.
@@ -134,7 +136,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, owner: str, looks: Looks, source: Tensor, read: Callable[[Tensor], Tensor]
+        ctx: Any, owner: Callable[[], str], looks: Looks, source: Tensor, read: Callable[[Tensor], Tensor]
     ) -> Tensor:
         ctx.read, ctx.source = read, source.detach()
         rebuild = cache(lambda held=ctx.source: read(held).contiguous())
