@@ -163,7 +163,7 @@ def test_an_output_that_takes_nothing_more_exits_3() -> None:
             stdout=full, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent,
         )  # fmt: skip
     assert done.returncode == 3
-    assert done.stderr.startswith("error: the output could not be written: ")
+    assert done.stderr.startswith("error: could not read or write: ")
     assert done.stderr.count("\n") == 1
 
 

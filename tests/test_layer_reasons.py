@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -78,6 +79,40 @@ def test_tied_weights_are_seen_under_a_pruning_mask_and_on_meta() -> None:
     with torch.device("meta"):
         free = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     assert not any("tied" in str(layer.reason) for layer in find_layers(free))
+
+
+class Aliased(nn.Module):
+    """A layer whose weight is also elsewhere: in a buffer, or as some rows or columns of something larger."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 32)
+        big = torch.randn(64, 48)
+        if kind == "buffer":
+            self.register_buffer("also", self.fc.weight.detach())
+        elif kind == "row of the weight":
+            self.register_buffer("also", self.fc.weight.detach()[3])
+        else:
+            self.also = nn.Parameter(big if kind.endswith("of all") else big[32:] if "rows" in kind else big[:32, 16:])
+            own = big[:32, :16] if "columns" in kind else big.flatten()[: 32 * 16].view(32, 16)
+            self.fc.weight = nn.Parameter(own)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "row of the weight", "rows of all", "columns of all"])
+def test_a_weight_whose_memory_something_else_holds_too_is_tied(kind: str) -> None:
+    assert "its weight is tied to also, and converting" in str(by_name(Aliased(kind))["fc"].reason)
+
+
+@pytest.mark.parametrize("kind", ["other rows", "other columns"])
+def test_one_storage_without_common_memory_is_no_tie(kind: str) -> None:
+    assert by_name(Aliased(kind))["fc"].reason is None
+
+
+def test_a_file_mapped_whole_ties_nothing(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).state_dict(), tmp_path / "m.pt")
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model.load_state_dict(torch.load(tmp_path / "m.pt", mmap=True), assign=True)
+    assert [layer.reason for layer in find_layers(model)] == [None, None]
 
 
 def test_one_module_under_two_names_is_tied_to_itself() -> None:

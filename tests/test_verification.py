@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,10 +15,9 @@ from torch.nn.utils import prune as torch_prune
 from ajour.conversion import convert
 from ajour.conversion.fast_path import switch_on
 from ajour.nn import linear_of
-from ajour.planning.plan import RowChoice
 from ajour.pruning import prune
 from ajour.terms.errors import VerificationError
-from ajour.terms.pattern import NM, Block, Dense, Unstructured
+from ajour.terms.pattern import NM, Block, Unstructured
 from ajour.verification import verify
 from hand_plan import hand_plan
 
@@ -289,24 +287,3 @@ def test_buffers_of_both_models_are_as_they_were() -> None:
 def test_a_converted_reference_is_compared_in_its_own_dtype() -> None:
     model, _ = pair()
     assert verify(model, copy.deepcopy(model), X).against == "the reference"
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_an_encoder_whose_padding_is_no_longer_zero_fails_and_says_why() -> None:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
-    reference = prune(nn.TransformerEncoder(layer, 2).eval(), NM(2, 4))
-    plan = hand_plan(reference)
-    onednn = {"op": "dense_linear", "stored": Dense(), "kernels": (RowChoice(None, "onednn"),)}
-    one_dense = replace(
-        plan, choices=tuple(replace(c, **onednn) if c.op and i == 1 else c for i, c in enumerate(plan.choices))
-    )
-    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
-    example = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": padding}
-    for each in (plan, one_dense):
-        model = convert(copy.deepcopy(reference), each)
-        report = verify(model, reference, example)
-        assert [failure.partition(":")[0] for failure in report.failures] == ["outputs"]
-        assert report.limit < 1e-4, "what oneDNN does at padding without the fast path is no excuse"
-        assert "padding (src_key_padding_mask) is no longer put out as 0.0" in str(report)
-        assert verify(model, reference, example["src"]).ok

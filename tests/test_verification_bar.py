@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ajour.conversion import convert
 from ajour.layers import find_layers
 from ajour.ops import LINEAR_OPS
+from ajour.planning.plan import RowChoice
 from ajour.pruning import prune
-from ajour.terms.pattern import NM
+from ajour.terms.pattern import NM, Dense
 from ajour.verification import verify
 from ajour.verification.outputs import compare, run_on_onednn
 from hand_plan import hand_plan
@@ -83,3 +84,25 @@ def test_the_larger_error_of_two_libraries_is_the_bar() -> None:
     assert alone == pytest.approx(2e-4, rel=0.01)
     assert both == pytest.approx(6e-4, rel=0.01)
     assert compare([y], [far], [exact], [near])[1] == both
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("served", ["sparse", "onednn"])
+def test_an_encoder_whose_padding_is_no_longer_zero_fails_and_says_why(served: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    reference = prune(nn.TransformerEncoder(layer, 2).eval(), NM(2, 4))
+    plan = hand_plan(reference)
+    if served == "onednn":
+        onednn = {"op": "dense_linear", "stored": Dense(), "kernels": (RowChoice(None, "onednn"),)}
+        choices = [replace(c, **onednn) if c.layer == "layers.0.linear2" else c for c in plan.choices]
+        plan = replace(plan, choices=tuple(choices))
+    model = convert(copy.deepcopy(reference), plan)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    example = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": padding}
+    report = verify(model, reference, example)
+    assert any(served in layer.kernels for layer in report.layers) == (served == "onednn")
+    assert [failure.partition(":")[0] for failure in report.failures] == ["outputs"]
+    assert report.limit < 1e-4, "what oneDNN puts out at padding, without the fast path, is no excuse"
+    assert "padding (src_key_padding_mask) is no longer put out as 0.0" in str(report)
+    assert verify(model, reference, example["src"]).ok

@@ -292,7 +292,7 @@ def main() -> None:
         _say(str(error))
         sys.exit(3 if isinstance(error, MachineError) else 2 if isinstance(error, FileError) else 1)
     except OSError as error:  # a disk that is full, a file that became unwritable
-        _say(f"the output could not be written: {error}")
+        _say(f"could not read or write: {error}")
         sys.exit(3)
 
 

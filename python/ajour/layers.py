@@ -91,14 +91,41 @@ def _join(path: str, leaf: str) -> str:
 
 
 def _twins(model: nn.Module) -> dict[str, str]:
-    """name -> another name of the same tensor, for every parameter that stands in the model more than once."""
-    first: dict[object, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if is_lazy(p):
-            continue
-        same_place = id(p) if p.is_meta or type(p) is not nn.Parameter or not p.numel() else (p.device, p.data_ptr())
-        first.setdefault(same_place, []).append(name)
-    return {name: names[1 if name == names[0] else 0] for names in first.values() if len(names) > 1 for name in names}
+    """name -> the name of another parameter or buffer that holds some of the same memory; no entry without one."""
+    twins: dict[str, str] = {}
+    active: list[tuple[str, Tensor, _Span]] = []  # that reach beyond where the last one begins
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    spans = [(name, tensor, _span(tensor)) for name, tensor in named if not is_lazy(tensor)]
+    for name, tensor, span in sorted(spans, key=lambda found: found[2][:2]):
+        active = [found for found in active if found[2][0] == span[0] and found[2][2] > span[1]]
+        for other, memory, _ in active:
+            if memory is tensor or _overlap(memory, tensor):
+                twins.setdefault(name, other)
+                twins.setdefault(other, name)
+        active.append((name, tensor, span))
+    return twins
+
+
+_Span = tuple[str, int, int]  # where its memory is, first byte, end
+
+
+def _span(tensor: Tensor) -> _Span:
+    plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided
+    if tensor.is_meta or not plain or not tensor.numel():  # no memory to compare: the tensor itself
+        return "", id(tensor), id(tensor) + 1
+    last = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two plain tensors whose spans overlap share an element; columns of one weight lie between each other."""
+    if (a.is_contiguous() and b.is_contiguous()) or a.dtype != b.dtype:
+        return True
+    begin = min(a.data_ptr(), b.data_ptr())
+    places = [(t.shape, t.stride(), (t.data_ptr() - begin) // t.element_size()) for t in (a, b)]
+    seen = torch.zeros(max(_span(t)[2] - begin for t in (a, b)) // a.element_size(), dtype=torch.bool)
+    seen.as_strided(*places[0]).fill_(True)
+    return bool(seen.as_strided(*places[1]).any())
 
 
 def _converted(name: str, module: nn.Module) -> Layer:

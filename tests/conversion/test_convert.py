@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -228,13 +227,6 @@ def test_plans_for_other_models_are_refused_by_name() -> None:
     refused(mlp().half(), plan, PlanError, "0: the plan was made for 24x32 float32, the model has 24x32 float16")
     refused(nn.Sequential(nn.Linear(32, 24)), plan, PlanError, "another model: 2: the plan knows this layer")
     refused(nn.Sequential(*mlp(), nn.Linear(16, 8)), plan, PlanError, "3: the model has this layer")
-
-
-def test_the_path_or_text_of_a_plan_is_refused_with_what_to_do() -> None:
-    model = pruned(mlp(), NM(2, 4))
-    plan = plan_for(model, NM(2, 4))
-    for given in ("plan.json", Path("plan.json"), plan.to_json()):
-        refused(model, given, PlanError, "expected a Plan or an example .* ajour.Plan.from_json")
 
 
 def test_plans_for_other_devices_are_refused_by_name() -> None:

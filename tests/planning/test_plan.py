@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ajour
 from ajour.planning.device import Device, this_device
 from ajour.planning.plan import Choice, Measurement, Plan, RowChoice
 from ajour.terms.errors import PlanError
@@ -257,3 +259,11 @@ def test_every_margin_comes_back(margin: float | None) -> None:
 def test_what_is_no_text_is_no_plan() -> None:
     with pytest.raises(PlanError, match=r"this is no plan: .*not int"):
         Plan.from_json(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["plan.json", Path("plan.json"), PLAN.to_json()], ids=["name", "path", "text"])
+def test_a_plans_path_or_text_is_refused_with_what_to_do(text: Any) -> None:
+    model = torch.nn.Linear(8, 8)
+    with pytest.raises(PlanError, match=r"expected a Plan or an example .* ajour\.Plan\.from_json"):
+        ajour.convert(model, text)
+    assert type(model) is torch.nn.Linear

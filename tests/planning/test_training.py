@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ajour
 from ajour.nn import BlockLinear
-from ajour.ops import BLOCK_LINEAR, BLOCK_SDDMM
+from ajour.ops import BLOCK_LINEAR, BLOCK_SDDMM, NM_LINEAR
 from ajour.planning.plan import Plan, RowChoice
 from ajour.terms.kernel import SampledKernel, config_of
 from ajour.terms.pattern import Block
@@ -135,9 +135,17 @@ def test_a_twin_takes_the_configurations_once_they_gave_right_answers(quick: dic
 def test_what_only_the_reference_trains_stays_dense(clock: FakeClock) -> None:
     (choice,) = quiet(two_of_four_model(64, 32), torch.randn(5, 64), trainable=True).choices
     assert choice.op == ""
-    assert choice.reason == "only the reference kernel takes 2:4, and it is never faster than dense"
+    said = "no kernel here trains 2:4 faster than dense (the reference holds its zeros, but saves no time)"
+    assert choice.reason == said
     (choice,) = quiet(two_of_four_model(64, 32), torch.randn(5, 64), trainable=True, margin=float("-inf")).choices
     assert choice.kernels == (RowChoice(None, "reference"),)
+
+
+def test_kernels_of_other_devices_are_no_reason_on_the_page(clock: FakeClock, add_kernel: AddKernel) -> None:
+    add_kernel(NM_LINEAR, "gpu", packing="canonical", why_not=lambda problem: "runs on CUDA")
+    made = quiet(two_of_four_model(64, 32), torch.randn(5, 64), trainable=True)
+    assert made.choices[0].reason.startswith("no kernel here trains 2:4 faster than dense")
+    assert "0: 2:4, gpu: runs on CUDA" in made.untried
 
 
 def test_a_kernel_that_cannot_compute_dw_is_not_tried(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

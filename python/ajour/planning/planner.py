@@ -201,7 +201,7 @@ class Planner:
             some, reasons = candidates(form, found, rows, device, capability, at_any_price, trainable)
             every += some
             untaken += reasons
-        nothing = _nothing_sparse(found, tried, every, untaken if tried else refused)
+        nothing = _nothing_sparse(found, tried, every, untaken if tried else refused, trainable)
         if self.formats is not None and not any(not isinstance(p, Dense) for p in self.formats):
             nothing = "formats= asks for dense alone"
         refused += untaken
@@ -248,10 +248,15 @@ class Planner:
         return replace(decision, op="", stored=None, kernels=()) if decision.op == "dense_linear" else decision
 
 
-def _nothing_sparse(found: Detection, tried: Sequence[Form], every: Sequence[Candidate], refused: Sequence[str]) -> str:
+def _nothing_sparse(
+    found: Detection, tried: Sequence[Form], every: Sequence[Candidate], refused: Sequence[str], trainable: bool
+) -> str:
     """Why nothing sparse was timed, where that happens."""
     if every:
         return f"none of {len(every)} sparse candidates gave a right answer"
+    if trainable and tried:
+        names = " or ".join(str(form) for form in tried)
+        return f"no kernel here trains {names} faster than dense (the reference holds its zeros, but saves no time)"
     if refused:
         return "; ".join(refused)
     if tried:
