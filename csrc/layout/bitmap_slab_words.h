@@ -21,11 +21,11 @@ AJOUR_BOTH BitmapSlabWord bitmap_slab_word(const BitmapTiles& from, int64_t pane
   const uint64_t below = (uint64_t(1) << 2 * lane) - 1;  // the bits of a tile that earlier lanes hold
   BitmapSlabWord word{0, 0};
   int64_t next[kTiles][2];
-  AJOUR_UNROLL
+  AJOUR_UNROLL_BOTH
   for (int row = 0; row < kTiles; ++row) {
     const int64_t tile_row = panel * kTiles + row;
     int64_t index = tile_row < from.rows() ? from.begin(tile_row, slab * kTiles) : 0;
-    AJOUR_UNROLL
+    AJOUR_UNROLL_BOTH
     for (int col = 0; col < kTiles; ++col) {
       const uint64_t tile = from.at(tile_row, slab * kTiles + col);
       const int count = count_bits(tile), before = count_bits(tile & below);
@@ -39,7 +39,7 @@ AJOUR_BOTH BitmapSlabWord bitmap_slab_word(const BitmapTiles& from, int64_t pane
     }
   }
   int place = word.values;
-  AJOUR_UNROLL
+  AJOUR_UNROLL_BOTH
   for (int bit = 0; bit < 32; ++bit) {
     const int row = bit / 8 * 2 + bit / 2 % 2, half = bit / 4 % 2;
     if (word.bits >> bit & 1) visit(place++, next[row][half]++);

@@ -3,8 +3,8 @@
 
 #ifdef __CUDACC__
 #define AJOUR_BOTH __host__ __device__ __forceinline__
-#define AJOUR_UNROLL _Pragma("unroll")  // before a loop whose arrays belong in a device's registers
+#define AJOUR_UNROLL_BOTH _Pragma("unroll")  // before a loop whose arrays belong in a device's registers
 #else
 #define AJOUR_BOTH inline
-#define AJOUR_UNROLL
+#define AJOUR_UNROLL_BOTH
 #endif
