@@ -48,15 +48,12 @@ def test_without_scikit_learn_the_digits_example_says_in_one_line_what_to_instal
 
 def test_the_minilm_example_runs_from_end_to_end() -> None:
     said = StringIO()
-    found = load("finetune_minilm").run(
-        Console(file=said, width=160),
-        NM(2, 4),
-        None,
-        steps=2,
-        batch=4,
-        length=16,
-        margin=float("-inf"),
-    )
+    try:
+        found = load("finetune_minilm").run(
+            Console(file=said, width=160), NM(2, 4), None, steps=2, batch=4, length=16, margin=float("-inf")
+        )
+    except SystemExit as refusal:
+        pytest.fail(f"{refusal}\n{said.getvalue()}")
     dense, pruned, trained, control, converted = found.values()
     assert len({dense, pruned, trained, control}) == 4
     assert all(0.2 < quality < 1 for quality in found.values())
