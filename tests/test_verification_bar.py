@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ajour.conversion import convert
 from ajour.layers import find_layers
 from ajour.ops import LINEAR_OPS
+from ajour.ops.nm_linear import native_kernel
 from ajour.planning.plan import RowChoice
 from ajour.pruning import prune
 from ajour.terms.pattern import NM, Dense
@@ -56,6 +57,17 @@ def test_a_model_on_onednn_is_held_against_onednn_too(coarse_onednn: None) -> No
     onednn = report.limit
     model, reference = converted("aten")
     assert verify(model, reference, X).limit < onednn, "a library that no layer runs on moves no bar"
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
+def test_a_kernel_that_expands_for_onednn_is_held_against_it_too(
+    coarse_onednn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_kernel, "_ONEDNN", coarse(native_kernel._ONEDNN))
+    model, reference = converted("cpu_unpack")
+    report = verify(model, reference, torch.randn(128, 64))
+    assert report.ok, str(report)
+    assert [layer.kernels for layer in report.layers] == [("cpu_unpack",)] * 2
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")

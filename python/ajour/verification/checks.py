@@ -16,7 +16,7 @@ from ajour.nn import SparseLinear
 from ajour.planning.rows import untouched
 from ajour.verification.outputs import compare, run, run_on_onednn, run_reference
 from ajour.verification.report import LayerReport, Report
-from ajour.verification.watch import Watch
+from ajour.verification.watch import ON_ONEDNN, Watch
 
 
 def verify(model: nn.Module, reference: nn.Module, example: Any) -> Report:
@@ -35,7 +35,9 @@ def verify(model: nn.Module, reference: nn.Module, example: Any) -> Report:
         with untouched(model, sparse.values()), Watch(sparse) as watch:
             outputs = run(model, example)
         twins = {layer.name: layer for layer in find_layers(reference) if layer.read is not None}
-        served = [twins[name] for name, kernels in watch.by_layer.items() if "onednn" in kernels and name in twins]
+        served = [
+            twins[name] for name, kernels in watch.by_layer.items() if set(ON_ONEDNN) & set(kernels) and name in twins
+        ]
         other = run_on_onednn(reference, served, example) if served else None
         error, limit = compare(outputs, dense, exact, other)
         weights = {name: layer.weight for name, layer in twins.items()}
