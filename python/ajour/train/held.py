@@ -59,6 +59,9 @@ class Held:
         if grad.dtype is not self.parameter.dtype:
             expected = self.parameter.dtype
             raise KernelError(f"{self.name!r} has a gradient of {grad.dtype}; expected {expected}, as the weight is")
+        if grad.shape != self.parameter.shape:
+            wanted = tuple(self.parameter.shape)
+            raise KernelError(f"{self.name!r} has a gradient {tuple(grad.shape)}; expected {wanted}, as the weight is")
         return (local(grad) if self.sharded else grad).contiguous()
 
     @property
@@ -66,8 +69,20 @@ class Held:
         """Of what lies in this process."""
         return None if self.part is None else self.part.bits
 
+    def check_state(self, name: str, found: Tensor) -> None:
+        """KernelError by name for a moment or master that a kernel can't take for one of this parameter."""
+        entries, dtype = self.stored_entries, torch.promote_types(self.local.dtype, torch.float32)
+        if found.numel() != entries:
+            raise KernelError(f"{name} of {self.name!r} has {found.numel()} entries, expected {entries}")
+        if found.dtype != dtype or found.device != self.local.device or not found.is_contiguous():
+            kind = "" if found.is_contiguous() else " that is not contiguous"
+            raise KernelError(
+                f"{name} of {self.name!r} is {found.dtype} on {found.device}{kind}; expected {dtype} on "
+                f"{self.local.device}, contiguous: give it back as it was, or load a state_dict"
+            )
+
     def moved(self, mask: Mask | None) -> bool:
-        """Whether this is another mask, or the parameter is on another device or of another dtype by now."""
+        """Whether this is another mask, or the parameter is on another device, of another dtype or shape by now."""
         return mask is not self.mask or self._kind != self._now()
 
     def check(self, mask: Mask) -> None:
@@ -103,8 +118,16 @@ class Held:
         if self.parameter.requires_grad or self._cleared != self._edits():
             self.clear()
 
-    def _now(self) -> tuple[torch.device, torch.dtype]:
-        return self.parameter.device, self.parameter.dtype
+    def check_shape(self, has_state: bool) -> None:
+        """KernelError by name for a parameter whose state is of another shape."""
+        before, now = self._kind[2], self.parameter.shape
+        if has_state and now != before:
+            raise KernelError(
+                f"{self.name!r} is {tuple(now)} by now, its state is of {tuple(before)}; make a new optimizer for it"
+            )
+
+    def _now(self) -> tuple[torch.device, torch.dtype, torch.Size]:
+        return self.parameter.device, self.parameter.dtype, self.parameter.shape
 
     def _edits(self) -> tuple[int, int]:
         w = self.local

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -56,20 +57,33 @@ class Launch:
         self.master = self.slices[0].master is not None
         self.dtype = self.slices[0].weight.dtype
         self._plain = [] if any(h.sharded for h in held) else [h.parameter for h in held]
+        self._shapes = [w.shape for w in self._weights()]
+        self._tensors = self._stored()
         self.table = rows(self.slices, [piece.weight for piece in self.slices])  # gradients come with every step
-        self._addresses = self._found(self._weights())
+        self._addresses = _addresses(self._weights(), self._tensors)
 
     def stands(self) -> bool:
-        """Whether all weights and states are where they were; a weight that isn't contiguous never counts as such."""
+        """Whether all weights and states are what and where they were; a weight that isn't contiguous never counts as
+        such.
+        """
         if self._strided:
             return False
-        weights = self._weights()
-        return all(w.is_contiguous() for w in weights) and self._found(weights) == self._addresses
+        weights, tensors = self._weights(), self._stored()
+        return (
+            all(map(is_, tensors, self._tensors))
+            and [w.shape for w in weights] == self._shapes
+            and all(w.is_contiguous() for w in weights)
+            and _addresses(weights, tensors) == self._addresses
+        )
 
     def take_gradients(self) -> list[Tensor]:
         """The gradients of this step, which the table knows afterwards; whoever runs the step must hold them."""
         found = [weight.grad for weight in self._plain]
-        grads = [grad for grad in found if grad is not None and _is_readable(grad, self.dtype)]
+        grads = [
+            grad
+            for grad, shape in zip(found, self._shapes, strict=False)  # none of sharded weights
+            if grad is not None and _is_readable(grad, self.dtype) and grad.shape == shape
+        ]
         if len(grads) != len(self.held):
             grads = [held.gradient() for held in self.held]
         self.table[:, 1] = torch.tensor([grad.data_ptr() for grad in grads], device="cpu")
@@ -85,13 +99,9 @@ class Launch:
         """Lists that stand are what keeps a step short: kernels sweep all else out of the caches."""
         return self._plain or [h.here() for h in self.held]
 
-    def _found(self, weights: Sequence[Tensor]) -> list[int]:
-        """Addresses. What they pointed to is held here, so that nothing else can take its place."""
-        found = [w.data_ptr() for w in weights]
-        for state in self._states:
-            for name in self._names:
-                found.append(state[name].data_ptr() if name in state else 0)
-        return found
+    def _stored(self) -> list[Tensor | None]:
+        """The tensors of all states."""
+        return [state.get(name) for state in self._states for name in self._names]
 
     def _slice(self, held: Held, state: Mapping[str, Any]) -> Slice:
         """The parameter as a kernel reads it, but for the gradient."""
@@ -100,13 +110,17 @@ class Launch:
             if name not in state:
                 raise KernelError(f"the state of {held.name!r} lacks {name}, which {self.rule} needs")
         for name in self._names[1:]:
-            if (found := state[name].numel()) != held.stored_entries:
-                raise KernelError(f"{name} of {held.name!r} has {found} entries, expected {held.stored_entries}")
+            held.check_state(name, state[name])
         master = state["master"].view(-1) if "master" in state else None
         states = tuple(state[name].view(-1) for name in names)
         offsets = held.offsets if names or master is not None else None
         weight = held.local.contiguous().view(-1)
         return Slice(weight, held.bits, offsets, states, master, held.seed)
+
+
+def _addresses(weights: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> list[int]:
+    """What they point to is held by whoever keeps these, so that nothing else can take its place."""
+    return [w.data_ptr() for w in weights] + [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def _is_readable(grad: Tensor, dtype: torch.dtype) -> bool:

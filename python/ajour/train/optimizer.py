@@ -97,6 +97,7 @@ class MaskedOptimizer(Optimizer):
                 loss = closure()
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and not self.defaults["capturable"] and bool(found_inf):
+            self._hold_zeros()
             return loss  # a capturable step leaves that to the kernel, as reading it waits for the device
         prepared = self._ready()
         taken = [launch.take_gradients() for launch in prepared.launches]
@@ -186,7 +187,8 @@ class MaskedOptimizer(Optimizer):
         found = loaded_states(groups, rules, self.widest, self._held, state_dict)
         for parameter, (mask, _) in found.items():
             held = self._held[parameter]
-            if mask is not None and held.part != mask:
+            newer = not held.sharded and self.masks.get(held.name) != mask  # since the last step
+            if mask is not None and (newer or held.part != mask):
                 self.masks[held.name] = mask
                 held.take(mask)
         self.__setstate__({"state": defaultdict(dict), "param_groups": groups})
@@ -202,6 +204,7 @@ class MaskedOptimizer(Optimizer):
         """
         moving = [held for held in self._held.values() if held.moved(self.masks.get(held.name))]
         for held in moving:
+            held.check_shape(bool(self.state.get(held.parameter)))
             if held.name in self.masks:
                 held.check(self.masks[held.name])
             elif held.mask is not None:
@@ -216,6 +219,12 @@ class MaskedOptimizer(Optimizer):
             held.take(self.masks.get(held.name))
             state.clear()
             state.update(held.stored_state(dense))
+
+    def _hold_zeros(self) -> None:
+        """What a step does that updates nothing."""
+        self._follow()
+        for held in self._held.values():
+            held.restore()
 
     def _choose(self, parameter: Tensor) -> UpdateKernel:
         return self.op.choose(parameter.device.type, parameter.dtype, self._kernel)
@@ -256,10 +265,15 @@ class MaskedOptimizer(Optimizer):
         """The launches of this step: those of the last one if nothing has changed, else new ones; all is checked before
         anything moves.
         """
-        trained = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not isinstance(self.masks, Masks):
+            raise PatternError(f"optimizer.masks is a train.Masks, found {type(self.masks).__name__}")
+        each = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        trained, groups = [p for some in each for p in some], list(zip(self.param_groups, map(len, each), strict=True))
         rules, held = [self._rule(group) for group in self.param_groups], list(self._held.values())
         prepared = self._prepared
-        stands = prepared is not None and prepared.stands(self.masks.version, rules, trained, list(self.state.values()))
+        stands = prepared is not None and prepared.stands(
+            (self.masks, self.masks.version), rules, groups, trained, list(self.state.values())
+        )
         if not stands:
             self._check_names()
             for parameter in trained:
@@ -269,7 +283,8 @@ class MaskedOptimizer(Optimizer):
         if prepared is None or not stands:
             busy = set(map(id, trained))
             self._prepared = prepared = Prepared(
-                self.masks.version, rules, trained, launches(self.param_groups, rules, self._held, self.state),
+                (self.masks, self.masks.version), rules, groups, trained,
+                launches(self.param_groups, rules, self._held, self.state),
                 [each for each in held if each.mask is not None and id(each.parameter) not in busy],
                 list(self.state.values()),
             )  # fmt: skip

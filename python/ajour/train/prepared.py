@@ -11,28 +11,36 @@ from torch import Tensor
 
 from ajour.train.held import Held
 from ajour.train.launch import Launch, Part
+from ajour.train.masks import Masks
 
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """version, rules: of the masks and of each group. parameters: those with a gradient; states: all that there are.
+    """masks: and their version. rules: of each group. groups: and how many of its parameters have a gradient.
+    parameters: those with a gradient; states: all that there are.
 
     idle: what has a mask and no gradient; its zeros are restored all the same.
     """
 
-    version: int
+    masks: tuple[Masks, int]
     rules: Sequence[str]
+    groups: Sequence[tuple[dict[str, Any], int]]
     parameters: Sequence[Tensor]
     launches: Sequence[Launch]
     idle: Sequence[Held]
     states: Sequence[dict[str, Any]]
 
-    def stands(self, version: int, rules: Sequence[str], parameters: Sequence[Tensor], states: Sequence[Any]) -> bool:
+    def stands(
+        self, masks: tuple[Masks, int], rules: Sequence[str], groups: Sequence[tuple[dict[str, Any], int]],
+        parameters: Sequence[Tensor], states: Sequence[Any],
+    ) -> bool:  # fmt: skip
         """Whether these launches are those of this step, too."""
         return (
-            self.version == version and self.rules == rules
+            self.masks[0] is masks[0] and self.masks[1] == masks[1] and self.rules == rules
+            and len(groups) == len(self.groups)
+            and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(self.groups, groups, strict=True))
             and len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters))
             and len(states) == len(self.states) and all(map(is_, states, self.states))
             and all(launch.stands() for launch in self.launches)
