@@ -143,7 +143,7 @@ def test_no_committed_model_shows_more_than_its_fastest_dense_side_allows(tmp_pa
 def test_optimizers_stand_beside_torch_s(tmp_path: Path) -> None:
     step = row(op="masked_adamw", config="compact", shape="84 tensors")
     text = tables(_saved(tmp_path, [step], "train"))
-    assert "| masked_adamw compact | block 32x32, 90% | float32 | 0.1 | 0.05 | 2.00x |" in text
+    assert "| masked_adamw, moments for kept weights | block 32x32, 90% | float32 | 0.1 | 0.05 | 2.00x |" in text
 
 
 def test_a_gpu_is_named_with_its_power_and_shown_by_replayed_graphs(tmp_path: Path) -> None:

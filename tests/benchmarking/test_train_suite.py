@@ -39,9 +39,14 @@ def test_a_wrong_gradient_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masked["speedup"]
 
 
-def test_the_readme_tells_layers_from_optimizers() -> None:
+def test_the_readme_tells_layers_from_optimizers_on_one_thread() -> None:
     row = {"pattern": "2:4", "density": 0.5, "dtype": "float32", "dense_us": 2e3, "sparse_us": 1e3, "speedup": 2.0}
+    row |= {"shape": "BERT-base up", "m": 512, "today_us": 4e3, "threads": 1}
     optimizer = row | {"op": "masked_adamw", "config": "values"}
-    both = readme._train([optimizer, row | {"op": "layer_step", "config": "converted"}], "now")
-    assert "| layer_step converted | 2:4, 50% | float32 | 2 | 1 | 2.00x |" in both.split("| layer |")[1]
-    assert "layer" not in readme._train([optimizer], "now")
+    layer = row | {"op": "layer_step", "config": "converted"}
+    both = readme._train([optimizer, layer, optimizer | {"threads": 2, "sparse_us": 7e3}], "now")
+    told, layers = both.split("| layer |")
+    assert "| masked_adamw, values alone, as a converted layer has them | 2:4, 50% | float32 | 2 | 1 | 2.00x |" in told
+    assert "| BERT-base up, 512 rows: converted, trainable | 2:4, 50% | float32 | 4 | 2 | 1 | 2.00x |" in layers
+    assert "| 7 |" not in both
+    assert "whole step" not in readme._train([optimizer], "now")
