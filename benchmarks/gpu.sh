@@ -93,7 +93,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 needed = (
     "torch", "triton", "safetensors", "rich", "typer", "scikit-build-core", "pybind11", "ninja", "cmake", "pytest",
-    "pytest-timeout", "hypothesis",
+    "pytest-timeout", "hypothesis", "nvidia-cutlass",
 )
 
 
@@ -116,6 +116,11 @@ step build 300 python3 -m pip install --no-build-isolation --no-deps --force-rei
   ${CUTLASS:+--config-settings=cmake.define.AJOUR_CUTLASS="$CUTLASS"} \
   --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="$capability-real" .
 [ $? = 0 ] || [ "$card" = no ] || built=no
+if [ "$capability" = 90a ] && [ "$built" = yes ] && ! python3 -c 'import sys; from ajour._native import native
+sys.exit(not any(native.sm90_configs.values()))' >>"$log" 2>&1; then
+  ended build "failed: no cuda_sm90, as CUTLASS's headers were not found: install nvidia-cutlass or set CUTLASS"
+  failed=1
+fi
 
 step doctor 60 python3 -c 'import sys; from ajour_command.start import main; sys.argv = ["ajour", "doctor"]; main()'
 

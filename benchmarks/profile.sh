@@ -12,7 +12,7 @@ command -v ncu >/dev/null || { echo "no ncu here: nothing was profiled"; exit 3;
 suite=(python3 -m benchmarks ops --device cuda --modes eager --no-compile --no-peers --no-gradients
   --shapes 'Llama-3-8B up' --dtypes bfloat16 --only "$only" --seconds 0.01)
 if [ "$rows" = many ]; then
-  exec ncu --target-processes all --kernel-name regex:device_kernel --launch-skip 20 --launch-count 24 \
+  exec ncu --target-processes all --clock-control none --kernel-name regex:device_kernel --launch-skip 20 --launch-count 24 \
     --section SpeedOfLight --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis_Tables \
     --section WarpStateStats --section SourceCounters --section LaunchStats --csv "${suite[@]}" --rows 512,2048,8192
 fi
@@ -21,8 +21,8 @@ metrics+=,lts__t_bytes.sum.per_second,l1tex__data_bank_conflicts_pipe_lsu.sum
 metrics+=,sm__inst_executed_pipe_tensor.sum,smsp__issue_active.avg.pct_of_peak_sustained_active,gpu__time_duration.sum
 failed=0
 for m in 1 16 64; do
-  ncu --target-processes all --kernel-name regex:stripe_linear\|gap_linear --launch-skip 20 --launch-count 24 \
-    --metrics "$metrics" --section WarpStateStats --section Occupancy --section LaunchStats --csv \
+  ncu --target-processes all --clock-control none --kernel-name regex:stripe_linear\|gap_linear \
+    --launch-skip 20 --launch-count 64 --metrics "$metrics" --section WarpStateStats --section Occupancy --section LaunchStats --csv \
     "${suite[@]}" --rows "$m" || failed=$?
 done
 exit "$failed"

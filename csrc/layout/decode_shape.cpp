@@ -13,6 +13,11 @@ DecodeShape decode_shape(int64_t m, const SlabGrid& w, const DeviceLimits& devic
   if (blocks < 1 || stages < 2) {
     refuse<KernelError>("decoding needs a block and two stages at least, found c", blocks, " s", stages);
   }
+  if (w.panels < 1 || w.slabs < 1) refuse<KernelError>("decoding needs a weight, found one without rows or columns");
+  // addresses of slabs are counted in 16 bytes, one slab beyond the last
+  if (const int64_t most = (int64_t(INT32_MAX) * 16) / std::max(w.room, 16) - 1; w.panels > most / w.slabs) {
+    refuse<KernelError>("decoding takes weights of at most ", most, " slabs, found ", w.panels, " by ", w.slabs);
+  }
   DecodeShape shape{};
   shape.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
   const int warps_n = decode_warps_n(shape.tokens), warps_k = decode_warps_k(shape.tokens);

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ajour._native import native
 from ajour.formats import NMMatrix
 from ajour.ops import BITMAP_LINEAR, NM_LINEAR, decode
 from ajour.ops.bitmap_linear import gap_kernel
@@ -231,3 +232,22 @@ def test_more_rows_than_a_tile_holds_are_taken_tile_by_tile(m: int) -> None:
     torch.testing.assert_close(y, x @ w.T + residual)
     assert sum(sizes) == m
     assert max(sizes) == 64
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 64), (64, 0), (0, 0)])
+@pytest.mark.parametrize("m", [1, 64, 500])
+def test_no_kernel_of_ours_on_a_gpu_is_asked_to_multiply_nothing(n: int, k: int, m: int, with_cuda: None) -> None:
+    for op, pattern in ((NM_LINEAR, TWO_FOUR), (NM_LINEAR, NM(1, 8)), (BITMAP_LINEAR, Unstructured())):
+        asked = Problem(op.name, pattern, m, n, k, "bfloat16", "cuda", (9, 0), 0.1)
+        for name, kernel in op.kernels.items():
+            if name.startswith("cuda_"):
+                assert kernel.why_not(asked) is not None, name
+
+
+def test_an_empty_or_boundless_weight_has_no_shape_for_decoding() -> None:
+    limits = native.DeviceLimits(132, 227 << 10, 228 << 10)
+    for n, k in ((0, 64), (64, 0)):
+        with pytest.raises(KernelError, match="found one without rows or columns"):
+            native.DecodeShape(1, n, k, 64, 4608, limits, 2, 4)
+    with pytest.raises(KernelError, match=r"weights of at most \d+ slabs, found 4096 by 4096"):
+        native.DecodeShape(1, 262144, 262144, 64, 4608, limits, 2, 4)

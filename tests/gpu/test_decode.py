@@ -55,7 +55,9 @@ def test_every_row_count_is_within_the_error_rule_and_repeats_itself(pattern: Pa
         residual = torch.randn(m, n).to(dtype) if turn % 3 else None
         expected = truth(x, w, bias, residual, activation)
         op, matrix = on_gpu(pattern, w)
-        for packed, table in kernels(op, matrix, m):
+        found = kernels(op, matrix, m)
+        assert any("cuda_decode" in table for _, table in found), f"cuda_decode takes no {pattern} at {m} rows"
+        for packed, table in found:
             y = twice(op, x, packed, table, bias, activation, residual)
             expected.check(y, f"{table} m={m} {activation}")
 

@@ -40,9 +40,11 @@ def awkward(m: int, k: int, dtype: torch.dtype) -> Tensor:
 def test_rows_are_rounded_bit_for_bit_as_in_plain_torch(dtype: torch.dtype) -> None:
     for m, k in ((3, 1), (70, 100), (33, 4096), (5, 20000)):
         x = awkward(m, k + 3, dtype)[:, 1 : k + 1]
+        x[1, 0], x[2, k - 1] = float("nan"), float("inf")
         scales = row_scales(x)
         found, found_scales = sm90_kernel.round_rows(x.cuda())
         live = ~scales.isnan()
+        assert not live[1], "a row with NaN has no scale"
         assert torch.equal(found_scales.cpu().isnan(), ~live)
         assert torch.equal(found_scales.cpu()[live], scales[live].float())
         wanted = round_rows(x, scales).view(torch.uint8)

@@ -31,6 +31,8 @@ def why_not(problem: Problem) -> str | None:
         return "ajour was built without CUDA; build it where nvcc is found, with AJOUR_CUDA=ON"
     if problem.dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 and float16, this layer is {problem.dtype}"
+    if not (problem.n and problem.k):
+        return f"it multiplies weights, this one is empty: {problem.n}x{problem.k}"
     if problem.m > MOST_ROWS:
         return f"it is for 1 to {MOST_ROWS} rows, these are {problem.m} rows"
     if problem.capability is not None and problem.capability < (8, 0):

@@ -52,6 +52,8 @@ def why_not(problem: Problem, floats: Mapping[str, str]) -> str | None:
     if problem.capability is not None and problem.capability != CAPABILITY:
         found = ".".join(map(str, problem.capability))
         return f"wgmma.sp exists on compute capability 9.0 alone, this device has {found}"
+    if not (problem.n and problem.k):
+        return f"it multiplies weights, this one is empty: {problem.n}x{problem.k}"
     multiplied = floats[problem.dtype]
     whole = 2 * ALIGNED // _SIZES[multiplied]  # a row of values, k / 2 of them, is a multiple of TMA's bytes
     if problem.n % _N or problem.k % whole:

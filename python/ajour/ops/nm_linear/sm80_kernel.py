@@ -64,6 +64,8 @@ def _why_not(problem: Problem) -> str | None:
         return f"it takes 2:4, which the sparse tensor cores are made for; this pattern is {problem.pattern}"
     if problem.dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 and float16, this layer is {problem.dtype}"
+    if not (problem.n and problem.k):
+        return f"it multiplies weights, this one is empty: {problem.n}x{problem.k}"
     if problem.m < LEAST_ROWS:
         return f"it is for {LEAST_ROWS} rows and more, these are {problem.m} rows"
     if problem.capability is not None and problem.capability < (8, 0):
