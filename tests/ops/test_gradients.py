@@ -199,3 +199,14 @@ def test_many_gradients_at_once_are_each_ones(pattern: Pattern) -> None:
     assert torch.allclose(dx, dy @ matrix.to_dense(), atol=1e-5)
     mapped = torch.func.vmap(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])(dy)
     assert torch.allclose(mapped, dx, atol=1e-5)
+
+
+def test_a_tangent_that_a_gradient_of_blocks_would_drop_is_refused() -> None:
+    matrix = drawn(Block(4, 3), 8, 9)
+    packed, table = trained(matrix)
+    x, dy = torch.randn(5, 9, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    y = gradients.linear(op_of(matrix), x, packed, None, table)
+    with forward_ad.dual_level(), pytest.raises(KernelError, match="no gradient of its values under a transform"):
+        torch.autograd.grad(y, packed[0], forward_ad.make_dual(dy, torch.ones_like(dy)), retain_graph=True)
+    (found,) = torch.autograd.grad(y, packed[0], dy)
+    assert found.abs().sum() > 0

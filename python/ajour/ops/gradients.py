@@ -113,6 +113,11 @@ def input_gradient(op: LinearOp, kernels: str, dy: Tensor, packed: list[Tensor])
 def value_gradient(op: LinearOp, kernels: str, dy: Tensor, x: Tensor, packed: list[Tensor]) -> Tensor:
     """dy.T @ x at the stored places, in the order of the canonical values, which the row table must read."""
     if op.name in VALUE_GRADIENT:
+        if is_transformed(dy):  # a kernel would drop the tangent of dy without a word
+            raise KernelError(
+                f"{op.name}: no gradient of its values under a transform, forward mode or is_grads_batched, for a y "
+                "made outside of it; call the layer inside of it"
+            )
         return VALUE_GRADIENT[op.name](kernels, dy, x, packed)
     table = _table(kernels)
     entry = _trainable(op, table)
